@@ -1,9 +1,13 @@
 # Commands for users and developers. Each target does all the setup that it needs.
-.PHONY: help setup demo-text build demo test test-full full generate gpu-check gpu-loading vllm-check two-nodes \
-	deploy-check check deny bench bench-telemetry
+.PHONY: help setup demo-text build wheel wheel-check demo test test-full full generate gpu-check gpu-loading \
+	vllm-check two-nodes deploy-check check deny bench bench-telemetry
 
 # The cache folder, as a shell expression.
 CACHE = $${DDK_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/ddk}
+
+# The commit that `ddk --version` of a wheel prints.
+DDK_COMMIT ?= $(shell git describe --always --dirty --exclude '*' 2>/dev/null)
+PROGRAM = $${CARGO_TARGET_DIR:-target}/release/ddk
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,6 +20,15 @@ demo-text: setup ## fetch the documents that the demo's text is chosen from into
 
 build: setup ## build ddk
 	cargo build --release --locked
+
+wheel: setup ## build dist/ddk-VERSION-….whl, which pip installs next to PyTorch 2.11
+	DDK_COMMIT='$(DDK_COMMIT)' cargo build --release --locked --workspace --bin ddk
+	@tools/wheel/build.py "$(PROGRAM)" dist
+
+wheel-check: setup ## install a wheel into a fresh virtual environment, and distill there without clone and cargo
+	@tools/python-env "$(CACHE)/python"
+	cargo build --release --locked --workspace --bin ddk --example loading # the example: the same features as in tests
+	@tools/wheel/check "$(PROGRAM)" "$(CACHE)/python"
 
 demo: build demo-text ## distill on real text: 5 to 13 minutes after the build
 	@cargo run --release --locked --quiet -- demo

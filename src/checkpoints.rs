@@ -1,10 +1,10 @@
 //! `ddk checkpoints`: lists a run's checkpoints and marks the best one.
 
-use std::{io::Write, path::Path};
+use std::{fs, io::Write, path::Path, time::UNIX_EPOCH};
 
 use anyhow::Result;
 use ddk_jobs::{checkpoints::measured, hint};
-use ddk_report::document::Table;
+use ddk_report::{document::Table, run_report::moment};
 use ddk_run::{CheckpointStore, Measured};
 
 /// Prints the checkpoints of a run and marks the best.
@@ -24,18 +24,33 @@ pub fn run(run: &Path, out: &mut dyn Write) -> Result<()> {
         let mut entries = entries.iter();
         entries.any(|entry| entry.step == step && entry.status.is_ok())
     };
-    let best = Measured::best(&measured(run, &store)?, verified);
-    let mut table = Table::new(["step", "MB", "state"]);
+    let measured = measured(run, &store)?;
+    let best = Measured::best(&measured, verified);
+    let mut table = Table::new(["step", "saved (UTC)", "MB", "mean gap", "state"]);
     for entry in &entries {
         let step = entry.step;
-        let mark = best.filter(|best| best.step == step);
-        let mark = mark.map(|best| format!(", best (mean gap {:.3})", best.gap));
-        let passed = format!("verified{}", mark.unwrap_or_default());
+        let is_best = best.is_some_and(|best| best.step == step);
+        let passed = if is_best {
+            "verified, best"
+        } else {
+            "verified"
+        };
+        let gap = measured.iter().find(|one| one.step == step);
+        let gap = gap.map_or_else(String::new, |one| format!("{:.3}", one.gap));
         let (size, state) = match &entry.status {
-            Ok(bytes) => (format!("{:.1}", *bytes as f64 / 1e6), passed),
+            Ok(bytes) => (format!("{:.1}", *bytes as f64 / 1e6), passed.to_owned()),
             Err(reason) => (String::new(), format!("damaged: {reason}")),
         };
-        table.row([step.to_string(), size, state]);
+        table.row([step.to_string(), saved(&entry.path), size, gap, state]);
     }
     Ok(write!(out, "{table}")?)
+}
+
+/// When a checkpoint was saved: its manifest is written last.
+fn saved(checkpoint: &Path) -> String {
+    let modified = fs::metadata(checkpoint.join("manifest.json")).and_then(|file| file.modified());
+    let since = modified
+        .ok()
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    since.map_or_else(String::new, |since| moment(since.as_secs_f64()))
 }

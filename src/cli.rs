@@ -1,11 +1,25 @@
 //! Declares the command line. Each subcommand is implemented in the file of its name.
 
-use std::path::PathBuf;
+use std::{io::Write, path::PathBuf, sync::LazyLock};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{
+    Args, Parser, Subcommand,
+    error::{ContextKind, ContextValue},
+};
 use ddk_jobs::args::{
     Bench, Check, Compare, ConfigArgs, Demo, Eval, Export, Label, Prepare, Pretrain, Report, Train,
 };
+
+/// What `ddk --version` prints. `make wheel` sets the commit.
+static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+    let commit = option_env!("DDK_COMMIT").filter(|commit| !commit.is_empty());
+    let commit = commit.map_or_else(String::new, |commit| format!(" ({commit})"));
+    format!(
+        "{}{commit}\nlibtorch {}",
+        env!("CARGO_PKG_VERSION"),
+        ddk_torch::VERSION
+    )
+});
 
 /// Distills a large language model (the teacher) into a small one (the student), and shifts the training data toward
 /// the domains where the student lags furthest behind.
@@ -13,6 +27,7 @@ use ddk_jobs::args::{
 #[command(
     name = "ddk",
     version,
+    long_version = LONG_VERSION.as_str(),
     max_term_width = 100,
     after_help = "Start here:\n  \
                   ddk demo                       run the whole workflow on real text, in 5 to 13 minutes\n  \
@@ -33,7 +48,7 @@ pub enum Command {
     /// tokenizer, a teacher, and a student that lags behind the teacher. Finally, distills the teacher into the
     /// student. Keeps each result under data/demo and reuses it. To start over, delete that folder.
     Demo(Demo),
-    /// Write a commented configuration for two model folders and a folder of text
+    /// Write a commented configuration for two models and text: folders, or names on the Hugging Face Hub
     Init(Init),
     /// Check in seconds whether a configuration can run: models, tokenizers, memory, data, schedule
     Check(Check),
@@ -80,7 +95,7 @@ pub enum Command {
     Serve(Serve),
     /// Print a model's perplexity on each domain's validation documents
     Eval(Eval),
-    /// List a run's checkpoints: step, size, and whether each one passes verification
+    /// List a run's checkpoints: step, date, size, mean gap, and whether each one passes verification
     Checkpoints {
         /// Folder of the run
         #[arg(value_name = "RUN")]
@@ -93,41 +108,64 @@ pub enum Command {
     Report(Report),
     /// Export a run's student from any checkpoint, as a Hugging Face folder
     Export(Export),
-    /// Generate text from a prompt, to see what a model writes
+    /// Generate text from prompts, to see what a model writes, or chat with it
+    ///
+    /// With --chat, prints only the answers. In a terminal and without a prompt, this is a conversation of several
+    /// turns; with two models, each sees its own answers.
     Generate(Generate),
     /// Show the settings in use, or their schema
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Replace the earlier names of keys in a configuration file
+    ///
+    /// Prints the changes as a diff. Comments, order and all other values stay. Converts the values whose meaning
+    /// changed with their key.
+    Migrate(Migrate),
     /// Compute the next mixture weights, and show why
     ///
     /// With the policy ddk, computes Eq. 1 of the DDK paper (the discrepancy, from perplexities alone), then Eq. 2 (the
     /// smooth update) from it or from --previous. ddk-no-smoothing uses Eq. 1 alone. sheared multiplies the previous
     /// weights by the ratio of the perplexities.
     Mixture(Mixture),
+    /// Print a script that completes commands and options in a shell
+    ///
+    /// For bash: ddk completions bash > ~/.local/share/bash-completion/completions/ddk
+    Completions {
+        /// Shell of the script
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
+    /// Write a man page per command into a folder
+    Man {
+        /// Folder of the pages, for example ~/.local/share/man/man1
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 /// Inputs of a new configuration.
 #[derive(Debug, Args)]
 pub struct Init {
-    /// Folder of the teacher, in Hugging Face format; with --teacher-server, its config.json, tokenizer and LM head
-    /// are enough
-    #[arg(long, value_name = "DIR")]
+    /// Teacher: a folder in Hugging Face format, or a name on the Hub such as Qwen/Qwen2.5-1.5B; with --teacher-server,
+    /// its config.json, tokenizer and LM head are enough
+    #[arg(long, value_name = "MODEL")]
     pub teacher: PathBuf,
     /// vLLM server that runs the teacher (may be repeated), for example http://10.0.0.5:8000
     #[arg(long, value_name = "URL")]
     pub teacher_server: Vec<String>,
-    /// Folder of the initial student
-    #[arg(long, value_name = "DIR")]
+    /// Initial student: a folder, or a name on the Hub
+    #[arg(long, value_name = "MODEL")]
     pub student: PathBuf,
-    /// Folder of text; each subfolder and each file in it becomes a domain
-    #[arg(long, value_name = "DIR")]
+    /// Data: a folder, in which each subfolder and each file becomes a domain, a file, or a data set on the Hub, such
+    /// as hf://datasets/ORG/NAME
+    #[arg(long, value_name = "DATA")]
     pub data: PathBuf,
     /// Make one domain per value of this record field, for example meta.source
     #[arg(long, value_name = "FIELD")]
     pub domain_field: Option<String>,
-    /// Field of a record that contains its text
-    #[arg(long, value_name = "FIELD", default_value = "text")]
-    pub text_field: String,
+    /// Field of a record that contains its text [default: recognized in each file]
+    #[arg(long, value_name = "FIELD")]
+    pub text_field: Option<String>,
     /// File to write the configuration to; must not exist yet
     #[arg(long, value_name = "FILE", default_value = "ddk.toml")]
     pub out: PathBuf,
@@ -206,12 +244,32 @@ pub enum DataCommand {
 /// A model and its sampling parameters.
 #[derive(Debug, Args)]
 pub struct Generate {
-    /// Folder of the model, in Hugging Face format
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
-    /// Text to continue
+    /// Model: a folder in Hugging Face format, or a name on the Hub
+    #[arg(
+        long,
+        value_name = "MODEL",
+        required_unless_present = "config",
+        conflicts_with = "config"
+    )]
+    pub model: Option<PathBuf>,
+    /// A second model, which gets the same prompts
+    #[arg(long, value_name = "MODEL", conflicts_with = "config")]
+    pub beside: Option<PathBuf>,
+    /// Configuration or folder of a run: use its teacher and its student
+    #[arg(long, value_name = "CONFIG_OR_RUN")]
+    pub config: Option<PathBuf>,
+    /// Text to continue, or with --chat a message to answer (may be repeated). Default: each line of standard input
     #[arg(long, value_name = "TEXT")]
-    pub prompt: String,
+    pub prompt: Vec<String>,
+    /// File with one prompt per line
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Answer each prompt as a message of a user, through the model's chat template
+    #[arg(long)]
+    pub chat: bool,
+    /// System prompt of each conversation
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
     /// Maximum number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub max_new_tokens: usize,
@@ -227,6 +285,17 @@ pub struct Generate {
     /// Device of the model: `cpu`, or `cuda:0`, `cuda:1`, …
     #[arg(long, default_value = "cpu")]
     pub device: String,
+}
+
+/// A configuration with earlier names.
+#[derive(Debug, Args)]
+pub struct Migrate {
+    /// Configuration file (TOML)
+    #[arg(value_name = "CONFIG")]
+    pub config: PathBuf,
+    /// Replace the file, and keep the old text in CONFIG.old
+    #[arg(long)]
+    pub write: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -246,13 +315,13 @@ pub enum ConfigCommand {
 #[derive(Debug, Args)]
 pub struct Mixture {
     /// Student's perplexity on each domain, separated by commas
-    #[arg(long, value_name = "LIST", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', required = true, value_parser = number)]
     pub student_ppl: Vec<f64>,
     /// Teacher's perplexity on each domain, in the same order
-    #[arg(long, value_name = "LIST", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', required = true, value_parser = number)]
     pub teacher_ppl: Vec<f64>,
     /// Previous weights; default: the discrepancy of these perplexities, as in the first update
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = number)]
     pub previous: Option<Vec<f64>>,
     /// Policy that adapts the mixture to perplexities: ddk, ddk-no-smoothing or sheared
     #[arg(long, value_name = "POLICY", default_value = "ddk", value_parser = ["ddk", "ddk-no-smoothing", "sheared"])]
@@ -266,4 +335,41 @@ pub struct Mixture {
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
+}
+
+/// Parses a number of a list, which may have spaces around it.
+fn number(text: &str) -> Result<f64, String> {
+    let number = text.trim().parse();
+    number.map_err(|_| format!("`{text}` is not a number, expected a list such as 9,6,12.5"))
+}
+
+/// Prints what is wrong with the command line, and ends the process.
+pub fn refuse(mut error: clap::Error) -> ! {
+    let hint = hint(&error);
+    if hint.is_some() {
+        // clap suggests the option whose name looks alike, such as --no-resume.
+        error.remove(ContextKind::Suggested);
+        error.remove(ContextKind::SuggestedArg);
+    }
+    // Nothing is left to do if standard error is closed.
+    let _ = error.print();
+    if let Some(hint) = hint {
+        let _ = writeln!(std::io::stderr(), "hint: {hint}");
+    }
+    std::process::exit(error.exit_code())
+}
+
+/// Returns what to do instead of an unknown option: many trainers have `--resume`, and an option for each setting.
+fn hint(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let name = option.strip_prefix("--")?;
+    if name == "resume" || name == "resume-from-checkpoint" {
+        let hint = "`ddk train` resumes by itself: repeat the command that started the run";
+        return Some(hint.to_owned());
+    }
+    let keys = ddk_settings::suggested(name).into_iter();
+    let keys: Vec<String> = keys.map(|key| format!("--set {key}=VALUE")).collect();
+    (!keys.is_empty()).then(|| format!("settings are passed with --set: {}", keys.join(" or ")))
 }

@@ -1,9 +1,10 @@
 //! `ddk ctl`: sends commands to a run in training.
 
 use std::{
-    io::{BufRead, BufReader, ErrorKind, Write},
+    io::{self, BufRead, BufReader, ErrorKind, Write},
     os::unix::net::UnixStream,
     path::Path,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -11,10 +12,14 @@ use ddk_jobs::{hint::Hint, output::print_json};
 use ddk_run::{
     RunView,
     control::{Answer, Command, Reply, SOCKET, short_path},
+    view::RunStatus,
 };
 use serde_json::Value;
 
 use crate::{cli, client::Client, serve};
+
+/// How long to wait for the status of a run that can also be read from its files.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Sends a command to a run and prints the answer.
 ///
@@ -59,11 +64,26 @@ fn command(command: &cli::CtlCommand) -> Result<Command> {
     })
 }
 
+/// Returns the status from the process that works on the run in `folder`, if there is one on this machine and it
+/// answers in time.
+pub fn status(folder: &Path) -> Option<RunStatus> {
+    let stream = connect(folder).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    match exchange(folder, &stream, &Command::Status).ok()?.reply? {
+        Reply::Status(status) => Some(*status),
+        _ => None,
+    }
+}
+
+fn connect(folder: &Path) -> io::Result<UnixStream> {
+    let (_open, short) = short_path(folder)?;
+    UnixStream::connect(short.join(SOCKET))
+}
+
 /// Asks the process that trains the run in `folder`.
 fn ask(folder: &Path, command: &Command) -> Result<Answer> {
     ddk_jobs::hint::must_hold_a_run(folder)?;
-    let connected =
-        short_path(folder).and_then(|(_open, short)| UnixStream::connect(short.join(SOCKET)));
+    let connected = connect(folder);
     let gone = [ErrorKind::ConnectionRefused, ErrorKind::NotFound];
     let failed = || format!("cannot reach {}", folder.join(SOCKET).display());
     let stream = match connected {
@@ -71,11 +91,16 @@ fn ask(folder: &Path, command: &Command) -> Result<Answer> {
         Err(error) if gone.contains(&error.kind()) => return without_process(folder, command),
         connected => connected.with_context(failed)?,
     };
+    exchange(folder, &stream, command)
+}
+
+/// Sends a command and reads the answer.
+fn exchange(folder: &Path, mut stream: &UnixStream, command: &Command) -> Result<Answer> {
     let mut line = serde_json::to_vec(command)?;
     line.push(b'\n');
-    (&stream).write_all(&line)?;
+    stream.write_all(&line)?;
     let mut answer = String::new();
-    BufReader::new(&stream).read_line(&mut answer)?;
+    BufReader::new(stream).read_line(&mut answer)?;
     if answer.is_empty() {
         return Err(anyhow!(
             "the process that trains {} ended before it answered",

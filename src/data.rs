@@ -1,7 +1,8 @@
 //! `ddk data`: prints what a prepared corpus contains, and what a run trained on.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, IsTerminal, Write},
+    ops::Range,
     path::Path,
     sync::Arc,
 };
@@ -11,6 +12,7 @@ use ddk_corpus::{PreparedDomain, Sequence, TokenizerFolder};
 use ddk_jobs::{
     args::ConfigArgs,
     hint::Hint,
+    hub::{self, Wanted},
     prepare::{self, Outdated},
 };
 use ddk_run::records::SampleLine;
@@ -34,6 +36,7 @@ pub fn run(command: &DataCommand, out: &mut dyn Write) -> Result<()> {
 
 fn inspect(args: &ConfigArgs, only: Option<&str>, rows: u64, out: &mut dyn Write) -> Result<()> {
     let settings = ddk_jobs::config::load(args)?.settings;
+    let settings = hub::located(&settings, &[Wanted::Corpus], &hub::pinned(&settings)?, None)?;
     let corpus = prepare::open(&settings, Outdated::Kept)?;
     let names: Vec<&str> = corpus.names().collect();
     if let Some(only) = only.filter(|only| !names.contains(only)) {
@@ -43,14 +46,23 @@ fn inspect(args: &ConfigArgs, only: Option<&str>, rows: u64, out: &mut dyn Write
     }
     let all = corpus.domains.iter().zip(&corpus.reports);
     let wanted = all.filter(|(domain, _)| only.is_none_or(|only| domain.name() == only));
+    let marks = Marks::choose();
     for (domain, report) in wanted {
         writeln!(out, "{}", prepare::describe(report))?;
         histogram(domain, out)?;
+        if domain.has_mask() && settings.objective.completion_only_loss {
+            writeln!(out, "  {}", marks.legend)?;
+        } else if domain.has_mask() {
+            writeln!(
+                out,
+                "  the loss includes prompts: objective.completion_only_loss is false"
+            )?;
+        }
         for row in spread(domain.rows(), rows) {
             let row = domain.sequence(row)?;
             let (number, rows, tokens) = (row.number, domain.rows(), row.tokens.len());
             writeln!(out, "  sequence {number} of {rows}: {tokens} tokens")?;
-            print_row(&row, &corpus.tokenizer, out)?;
+            print_row(&row, &corpus.tokenizer, marks, out)?;
         }
     }
     Ok(())
@@ -78,14 +90,68 @@ fn histogram(domain: &Arc<PreparedDomain>, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-/// Prints the documents of a sequence as text, each on separate lines.
-fn print_row(row: &Sequence, tokenizer: &TokenizerFolder, out: &mut dyn Write) -> Result<()> {
+/// What encloses the text that the loss leaves out.
+#[derive(Clone, Copy)]
+struct Marks {
+    begin: &'static str,
+    end: &'static str,
+    /// How to read it.
+    legend: &'static str,
+}
+
+impl Marks {
+    /// Dim letters on a terminal, brackets elsewhere.
+    fn choose() -> Self {
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        if io::stdout().is_terminal() && !plain {
+            Self {
+                begin: "\x1b[2m",
+                end: "\x1b[0m",
+                legend: "dim text is excluded from the loss",
+            }
+        } else {
+            Self {
+                begin: "⟦",
+                end: "⟧",
+                legend: "⟦text in such brackets⟧ is excluded from the loss",
+            }
+        }
+    }
+}
+
+/// Prints the documents of a sequence as text with special tokens, each on separate lines, and marks what is masked.
+fn print_row(
+    row: &Sequence,
+    tokenizer: &TokenizerFolder,
+    marks: Marks,
+    out: &mut dyn Write,
+) -> Result<()> {
     let mut start = 0;
     for span in &row.spans {
         let end = (start + span.tokens as usize).min(row.tokens.len());
-        let text = tokenizer.decode(&row.tokens[start..end])?;
         let (document, from, to) = (span.document, span.offset, span.offset + span.tokens);
         writeln!(out, "  | document {document}, tokens {from} to {to}")?;
+        let mut text = String::new();
+        for (range, is_masked) in pieces(start..end, &row.masked) {
+            // Decode together with what comes before: some decoders drop the space before a text's first word.
+            let before = tokenizer.decode_with_special(&row.tokens[start..range.start])?;
+            let with = tokenizer.decode_with_special(&row.tokens[start..range.end])?;
+            let piece = match with.strip_prefix(before.as_str()) {
+                Some(piece) => piece.to_owned(),
+                None => tokenizer.decode_with_special(&row.tokens[range])?,
+            };
+            if is_masked {
+                // Mark each line, because each is printed with a margin.
+                let line = |line: &str| match line {
+                    "" => String::new(),
+                    _ => format!("{}{line}{}", marks.begin, marks.end),
+                };
+                let lines: Vec<String> = piece.split('\n').map(line).collect();
+                text.push_str(&lines.join("\n"));
+            } else {
+                text.push_str(&piece);
+            }
+        }
         for line in text.lines() {
             writeln!(out, "  |   {line}")?;
         }
@@ -94,15 +160,31 @@ fn print_row(row: &Sequence, tokenizer: &TokenizerFolder, out: &mut dyn Write) -
     Ok(())
 }
 
+/// Cuts a range of tokens into pieces that are masked or not.
+fn pieces(all: Range<usize>, masked: &[Range<u64>]) -> Vec<(Range<usize>, bool)> {
+    let (mut pieces, mut next) = (Vec::new(), all.start);
+    for range in masked {
+        let start = (range.start as usize).clamp(next, all.end);
+        let end = (range.end as usize).clamp(start, all.end);
+        pieces.push((next..start, false));
+        pieces.push((start..end, true));
+        next = end;
+    }
+    pieces.push((next..all.end, false));
+    pieces.retain(|(range, _)| !range.is_empty());
+    pieces
+}
+
 fn samples(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
     let path = run.join("samples.jsonl");
     let file = std::fs::File::open(&path)
         .with_context(|| format!("cannot read {}", path.display()))
         .hint("train with log.samples = true: only then does a run write samples.jsonl")?;
     let settings = ddk_jobs::config::of_run(run)?;
+    let settings = hub::located(&settings, &[Wanted::Corpus], &hub::revisions_of(run)?, None)?;
     let (options, tokenizer) = prepare::options(&settings)?;
     let sequence_options = prepare::sequence_options(&settings);
-    let mut found = 0;
+    let (mut found, marks) = (0, Marks::choose());
     for line in BufReader::new(file).lines() {
         let line = line.with_context(|| format!("cannot read {}", path.display()))?;
         let sample: SampleLine =
@@ -128,7 +210,10 @@ fn samples(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
             "{}: sequence {} of epoch {}, drawn in interval {}",
             sample.domain, sample.sequence, sample.epoch, sample.interval
         )?;
-        print_row(&row, &tokenizer, out)?;
+        if !row.masked.is_empty() {
+            writeln!(out, "  {}", marks.legend)?;
+        }
+        print_row(&row, &tokenizer, marks, out)?;
         found += 1;
     }
     if found == 0 {

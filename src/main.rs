@@ -8,25 +8,31 @@ mod ctl;
 mod data;
 mod generate;
 mod init;
+mod migrate;
 mod mixture;
 mod serve;
+mod shell;
 mod watch;
 
-use std::{io::Write, process::ExitCode};
+use std::{
+    io::{self, StdoutLock, Write},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use cli::{Cli, Command};
 use ddk_jobs::{
-    bench, check, compare, demo, eval, export, hint, label, prepare, pretrain, report,
+    bench, check, compare, demo, display, eval, export, hint, label, prepare, pretrain, report,
     signals::Signals, train,
 };
 
 fn main() -> ExitCode {
     ddk_torch::keep_freed_memory();
     ddk_torch::prepare_cublas();
-    let cli = Cli::parse();
-    let mut out = std::io::stdout().lock();
+    let cli = Cli::try_parse().unwrap_or_else(|error| cli::refuse(error));
+    let mut out = Output(std::io::stdout().lock());
     let done = run(&cli.command, &mut out);
+    display::clear();
     match done.and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
         // A reader that closes the pipe early (`ddk … | head`) is not an error.
@@ -62,7 +68,24 @@ fn run(command: &Command, out: &mut dyn Write) -> anyhow::Result<()> {
         Command::Export(args) => export::run(args, &signals()?),
         Command::Generate(args) => generate::run(args, out),
         Command::Config(args) => config::run(args, out),
+        Command::Migrate(args) => migrate::run(args, out),
         Command::Mixture(args) => mixture::run(args, out),
+        Command::Completions { shell } => shell::completions(*shell, out),
+        Command::Man { out: folder } => shell::man(folder),
+    }
+}
+
+/// Standard output. The bar makes way for it.
+struct Output<'a>(StdoutLock<'a>);
+
+impl Write for Output<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        display::clear();
+        self.0.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 

@@ -13,14 +13,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_run::{RunFolder, RunView, view::Steps};
+use ddk_run::{
+    RunFolder, RunView,
+    view::{Mixture, Steps},
+};
 use ddk_telemetry::api::{Event as RunEvent, Status};
 use ratatui::{
     DefaultTerminal,
     crossterm::event::{self, Event, KeyCode, KeyModifiers},
 };
 
-use crate::{client::Client, serve};
+use crate::{client::Client, ctl, serve};
 use ddk_jobs::hint::Hint;
 
 /// Interval between looking for keys and redrawing.
@@ -34,6 +37,40 @@ pub struct Snapshot {
     pub status: Status,
     pub steps: Steps,
     pub events: Vec<RunEvent>,
+    /// The mean gap at each evaluation.
+    pub gaps: Vec<f64>,
+}
+
+/// Which domains are visible.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Scroll {
+    /// The first visible one.
+    top: usize,
+    /// How many fitted when they were last drawn.
+    page: usize,
+}
+
+impl Scroll {
+    /// Fits `rows` of `all` domains. Returns how many are above and below the visible ones.
+    pub fn show(&mut self, rows: usize, all: usize) -> (usize, usize) {
+        self.page = rows;
+        self.top = self.top.min(all.saturating_sub(rows));
+        (self.top, all.saturating_sub(self.top + rows))
+    }
+
+    /// Moves as the key says.
+    fn press(&mut self, key: KeyCode) {
+        let page = self.page.max(1);
+        self.top = match key {
+            KeyCode::Down | KeyCode::Char('j') => self.top.saturating_add(1),
+            KeyCode::Up | KeyCode::Char('k') => self.top.saturating_sub(1),
+            KeyCode::PageDown | KeyCode::Char(' ') => self.top.saturating_add(page),
+            KeyCode::PageUp => self.top.saturating_sub(page),
+            KeyCode::Home | KeyCode::Char('g') => 0,
+            KeyCode::End | KeyCode::Char('G') => usize::MAX,
+            _ => self.top,
+        };
+    }
 }
 
 /// Shows a run in the terminal until the user quits. Prints it once if the output is not a terminal.
@@ -73,7 +110,7 @@ fn show(
     mut snapshot: Snapshot,
     news: &Receiver<Result<Snapshot>>,
 ) -> Result<()> {
-    let mut problem = None;
+    let (mut problem, mut scroll) = (None, Scroll::default());
     loop {
         for looked in news.try_iter() {
             match looked {
@@ -83,9 +120,15 @@ fn show(
                 Err(error) => problem = Some(format!("{error:#}")),
             }
         }
-        terminal.draw(|frame| view::draw(frame, &snapshot, problem.as_deref()))?;
-        if event::poll(TICK)? && leaves(&event::read()?) {
-            return Ok(());
+        terminal.draw(|frame| view::draw(frame, &snapshot, problem.as_deref(), &mut scroll))?;
+        if event::poll(TICK)? {
+            let event = event::read()?;
+            if leaves(&event) {
+                return Ok(());
+            }
+            if let Some(key) = event.as_key_press_event() {
+                scroll.press(key.code);
+            }
         }
     }
 }
@@ -104,13 +147,28 @@ fn leaves(event: &Event) -> bool {
 /// Where the data of the run comes from.
 enum Source {
     Folder(Box<RunView>),
-    Server(Client),
+    Server(Box<Server>),
+}
+
+/// A server, and what was read from it.
+struct Server {
+    client: Client,
+    gaps: Vec<f64>,
+    /// The revision of the mixtures that the gaps are from.
+    read: Option<u64>,
+    /// The last revision that the server told.
+    told: u64,
 }
 
 impl Source {
     fn open(run: &str) -> Result<Self> {
         if run.contains("://") {
-            return Ok(Self::Server(Client::new(run, serve::token()?)?));
+            return Ok(Self::Server(Box::new(Server {
+                client: Client::new(run, serve::token()?)?,
+                gaps: Vec::new(),
+                read: None,
+                told: 0,
+            })));
         }
         let folder = PathBuf::from(run);
         if !RunFolder::holds_a_run(&folder) {
@@ -123,21 +181,72 @@ impl Source {
         match self {
             Self::Folder(view) => {
                 view.refresh();
+                let mut status = Status::new(view, None);
+                // Only the run's process knows what it is doing.
+                let is_live = !status.run.state.is_ended();
+                if let Some(live) = is_live.then(|| ctl::status(view.folder())).flatten() {
+                    status.run.state = live.state;
+                    (status.run.activity, status.run.seconds_left) =
+                        (live.activity, live.seconds_left);
+                }
                 Ok(Snapshot {
-                    status: Status::new(view, None),
+                    status,
                     steps: view.steps(),
                     events: RunEvent::all(view),
+                    gaps: view.mixture().mean_gaps(),
                 })
             }
-            Self::Server(client) => Ok(Snapshot {
-                events: client.get("/api/events", &[])?,
-                steps: client.get("/api/steps", &[])?,
-                // Query the status last: a process that ends exits once its watchers know how it ended.
-                status: client.get(
-                    "/api/status",
-                    &[("watcher", &format!("watch-{}", std::process::id()))],
-                )?,
-            }),
+            Self::Server(server) => server.look(),
         }
+    }
+}
+
+impl Server {
+    fn look(&mut self) -> Result<Snapshot> {
+        let client = &mut self.client;
+        let events = client.get("/api/events", &[])?;
+        let steps = client.get("/api/steps", &[])?;
+        // The mixtures are many and change rarely.
+        if self.read != Some(self.told) {
+            self.gaps = client.get::<Mixture>("/api/mixture", &[])?.mean_gaps();
+            self.read = Some(self.told);
+        }
+        // Query the status last: a process that ends exits once its watchers know how it ended.
+        let watcher = format!("watch-{}", std::process::id());
+        let status: Status = client.get("/api/status", &[("watcher", &watcher)])?;
+        self.told = status.run.revisions.mixture;
+        Ok(Snapshot {
+            status,
+            steps,
+            events,
+            gaps: self.gaps.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_scroll_and_stay_inside() {
+        let mut scroll = Scroll::default();
+        assert_eq!(scroll.show(5, 12), (0, 7));
+        let mut after = |key: KeyCode| {
+            scroll.press(key);
+            scroll.show(5, 12)
+        };
+        assert_eq!(after(KeyCode::Up), (0, 7));
+        assert_eq!(after(KeyCode::Char('j')), (1, 6));
+        assert_eq!(after(KeyCode::PageDown), (6, 1));
+        assert_eq!(after(KeyCode::PageDown), (7, 0));
+        assert_eq!(after(KeyCode::Down), (7, 0));
+        assert_eq!(after(KeyCode::Char('k')), (6, 1));
+        assert_eq!(after(KeyCode::PageUp), (1, 6));
+        assert_eq!(after(KeyCode::End), (7, 0));
+        assert_eq!(after(KeyCode::Home), (0, 7));
+        // A taller terminal shows what was above.
+        scroll.press(KeyCode::End);
+        assert_eq!(scroll.show(20, 12), (0, 0));
     }
 }

@@ -15,6 +15,7 @@ const LAYERS: &[&[&str]] = &[
         "ddk-kernel",
         "ddk-torch",
         "ddk-corpus",
+        "ddk-hub",
         "ddk-labels",
         "ddk-mixture",
         "ddk-run",

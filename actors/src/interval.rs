@@ -31,6 +31,9 @@ pub struct Interval {
     pub cursors: Vec<Cursor>,
     /// The last evaluation before it.
     pub evaluated: Evaluation,
+    /// The mean gaps of the evaluations up to that one.
+    #[serde(default)]
+    pub patience: Patience,
     /// Its line in `mixture.jsonl`, which the student writes before its first step. None if it is already written.
     #[serde(skip)]
     pub line: Option<Arc<MixtureLine>>,
@@ -52,6 +55,35 @@ impl Evaluation {
         Perplexities {
             student: self.student.clone(),
             teacher: teacher.to_vec(),
+        }
+    }
+}
+
+/// What `run.patience` counts, over the evaluations after step 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Patience {
+    /// The mean gap of the last evaluation that improved it, in nats per token.
+    pub best: Option<f64>,
+    /// Evaluations since then.
+    pub since: u64,
+}
+
+impl Patience {
+    /// Counts an evaluation with these gaps. It improves the mean gap if that falls by more than `min_improvement`; a
+    /// mean gap that is not finite improves nothing.
+    #[must_use]
+    pub fn after(self, gaps: &[f64], min_improvement: f64) -> Self {
+        let gap = gaps.iter().sum::<f64>() / gaps.len() as f64;
+        let improves = |best: f64| best - gap > min_improvement;
+        if gap.is_finite() && self.best.is_none_or(improves) {
+            return Self {
+                best: Some(gap),
+                since: 0,
+            };
+        }
+        Self {
+            since: self.since + 1,
+            ..self
         }
     }
 }

@@ -24,6 +24,7 @@
 //! assert!(history.is_spike(9.0, &recovery) && !history.is_spike(2.1, &recovery));
 //! ```
 
+mod advice;
 mod agreement;
 pub mod batch;
 pub mod batcher;

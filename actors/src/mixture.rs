@@ -100,6 +100,17 @@ impl Scheduler {
         if is_measured && ended.step > 0 && self.plan.target_gap.is_some_and(caught_up) {
             return Verdict::Finish(StopReason::TargetGap);
         }
+        let mut patience = last.patience;
+        if is_measured && ended.step > 0 {
+            patience = patience.after(&gaps, self.plan.min_improvement);
+        }
+        if self
+            .plan
+            .patience
+            .is_some_and(|most| patience.since >= most)
+        {
+            return Verdict::Finish(StopReason::Patience);
+        }
         let mut policy = last.policy.clone();
         let feedback = Feedback {
             perplexities: is_measured.then_some(&perplexities),
@@ -147,6 +158,7 @@ impl Scheduler {
             quota,
             cursors,
             evaluated,
+            patience,
             line: None,
         };
         interval.line = Some(Arc::new(self.line(&interval, teacher, decision, refused)));

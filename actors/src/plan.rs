@@ -40,6 +40,10 @@ pub struct RunPlan {
     pub max_tokens: Option<u64>,
     /// The run ends at an evaluation in which every domain's gap is at most this.
     pub target_gap: Option<f64>,
+    /// The run ends after this many evaluations in a row that do not improve the mean gap.
+    pub patience: Option<u64>,
+    /// How much smaller than the best a mean gap must be to improve it, in nats per token.
+    pub min_improvement: f64,
     /// Intervals between an evaluation and the mixture that follows from it: 0 (the pipeline waits at each
     /// interval's end) or 1.
     pub lag: u64,
@@ -67,6 +71,10 @@ pub struct RunPlan {
     pub evaluation_flops: f64,
     /// Floating-point operations of the teacher's evaluation. 0 if its perplexities are known.
     pub teacher_evaluation_flops: f64,
+    /// Seconds that the teacher's evaluation is expected to take.
+    pub teacher_evaluation_seconds: Option<f64>,
+    /// Approximate size of a checkpoint; 0 if unknown.
+    pub checkpoint_bytes: u64,
 }
 
 /// The settings of a running run. Some may change, so read them here whenever they are needed.

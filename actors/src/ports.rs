@@ -7,8 +7,9 @@ use ddk_corpus::{Cursor, Sample};
 use ddk_run::{
     MicroBatchSums, SnapshotFile, UpdateStats,
     records::{EventKind, EventLine, MixtureLine, StepRecord},
+    texts::Text,
 };
-use ddk_telemetry::{Meter, Progress};
+use ddk_telemetry::Meter;
 
 use crate::{MicroBatch, Totals};
 
@@ -108,6 +109,26 @@ pub trait Teacher {
         between: Between<'_>,
     ) -> Result<Option<Vec<f64>>, PortError>;
 
+    /// What the teacher writes after the run's prompts, if there are any and the run has no texts yet; `None` if the
+    /// run ended first.
+    ///
+    /// # Errors
+    /// If the device fails or runs out of memory.
+    fn texts(&mut self, _is_over: &dyn Fn() -> bool) -> Result<Option<Vec<Text>>, PortError> {
+        Ok(Some(Vec::new()))
+    }
+
+    /// Like [`Self::texts`], but for the student whose copy [`Self::perplexities_of`] has just evaluated.
+    ///
+    /// # Errors
+    /// As for [`Self::texts`].
+    fn texts_of_copy(
+        &mut self,
+        _is_over: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<Text>>, PortError> {
+        Ok(Some(Vec::new()))
+    }
+
     /// Seconds that this worker has been busy since it was built.
     fn busy_seconds(&self) -> f64;
 }
@@ -153,6 +174,14 @@ pub trait Student {
     /// # Errors
     /// If the device fails or runs out of memory.
     fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError>;
+
+    /// What it writes after the run's prompts, if there are any; `None` if the run ended first. Only rank 0 calls this.
+    ///
+    /// # Errors
+    /// If the device fails or runs out of memory.
+    fn texts(&mut self, _is_over: &dyn Fn() -> bool) -> Result<Option<Vec<Text>>, PortError> {
+        Ok(Some(Vec::new()))
+    }
 
     /// A copy of its weights, to evaluate elsewhere while training continues. Only rank 0 calls this.
     ///
@@ -207,8 +236,6 @@ pub trait Observer: Send + Sync {
     fn on_mixture(&self, line: &MixtureLine);
     /// Something happened.
     fn on_event(&self, event: &EventLine);
-    /// A long phase has made progress; called before each batch of an evaluation.
-    fn on_progress(&self, progress: &Progress);
 }
 
 /// A step, as reported to the observer.

@@ -8,7 +8,10 @@ use ddk_run::{Lengths, Measured};
 use ddk_settings::Recovery;
 use serde::{Deserialize, Serialize};
 
-use crate::{Interval, RunPlan, interval::Evaluation};
+use crate::{
+    Interval, RunPlan,
+    interval::{Evaluation, Patience},
+};
 
 /// The state of the training loop at a step boundary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -95,6 +98,7 @@ impl LoopState {
                 quota: Quota::new(domains),
                 cursors: vec![Cursor::default(); domains],
                 evaluated: Evaluation::default(),
+                patience: Patience::default(),
                 line: None,
             },
             baseline: Perplexities::default(),
@@ -142,6 +146,7 @@ impl LoopState {
         state.lengths = Lengths::default();
         // The measured checkpoints belong to the old run.
         state.measured = Vec::new();
+        state.interval.patience = Patience::default();
         let count = fork.kept.len();
         if fork.within_interval() {
             return state;
@@ -158,6 +163,7 @@ impl LoopState {
             cursors: (0..count).map(|new| fork.cursor(new, &cursors)).collect(),
             // Measured again, like the baseline below.
             evaluated: Evaluation::default(),
+            patience: Patience::default(),
             ..old.clone()
         };
         // The fork measures its baseline again on the new domains, because its results are compared with its own

@@ -185,7 +185,7 @@ impl<S: Student> StudentWorker<S> {
             return Ok(Exit::Done);
         }
         if let Ok(copy) = self.evaluated.try_recv() {
-            step_loop.evaluated(copy);
+            step_loop.evaluated(copy)?;
         }
         // Without the evaluation that the interval began with, the run has to resume from the checkpoint before.
         if step_loop.is_whole() {
@@ -210,7 +210,7 @@ impl<S: Student> StudentWorker<S> {
         }
         while step_loop.awaits_evaluation() {
             match self.told.commands.recv_or(&self.evaluated)? {
-                Received::Word(copy) => step_loop.evaluated(copy),
+                Received::Word(copy) => step_loop.evaluated(copy)?,
                 Received::Item(StudentCommand::Abandon) => return Err(Exit::Done),
                 Received::Item(command) => self.told.hear(command),
             }

@@ -5,7 +5,10 @@
 use std::{sync::Arc, time::Instant};
 
 use crossbeam::channel::{Receiver, Sender};
-use ddk_run::records::EventKind;
+use ddk_run::{
+    records::EventKind,
+    texts::{Text, TextLine, Writer},
+};
 use ddk_telemetry::{Meter, Worker, metrics};
 use parking_lot::Mutex;
 use ractor::ActorRef;
@@ -95,8 +98,15 @@ impl<T: Teacher> TeacherWorker<T> {
         let facts = &self.context.facts;
         // Of several ranks, only the first measures: its student passes the result on.
         let is_first = self.replica == 0 && self.context.rank() == 0;
+        // Before the perplexities and the first micro-batch, so that the student has the texts in its first step.
+        if is_first && facts.teacher_wrote.get().is_none() {
+            let texts = teacher.texts(&|| self.context.is_over())?;
+            self.wrote(0, Writer::Teacher, texts.ok_or(Exit::Done)?);
+            let _ = facts.teacher_wrote.set(());
+        }
         if is_first && facts.teacher_perplexities.get().is_none() {
-            let between = self.between("evaluation of the teacher");
+            let seconds = self.context.plan.teacher_evaluation_seconds;
+            let between = self.between("evaluation of the teacher", seconds);
             let perplexities = teacher.perplexities(self, &between)?.ok_or(Exit::Done)?;
             let _ = facts.teacher_perplexities.set(perplexities);
             let _ = self.scheduler.cast(MixtureMessage::TeacherEvaluated);
@@ -153,9 +163,11 @@ impl<T: Teacher> TeacherWorker<T> {
         let copy = &*in_hand.insert(copy);
         let (step, busy) = (copy.step, teacher.busy_seconds());
         let phase = format!("evaluation of the student after step {step}");
-        let between = self.between(&phase);
+        let between = self.between(&phase, None);
         let student = teacher.perplexities_of(&copy.weights, &between)?;
         let student = student.ok_or(Exit::Done)?;
+        let texts = teacher.texts_of_copy(&|| self.context.is_over())?;
+        self.wrote(step, Writer::Student, texts.ok_or(Exit::Done)?);
         let evaluation = Evaluation { step, student };
         let ended = IntervalEnd::lagged(&evaluation, evaluation.student.len());
         // The student first: its state must hold what decides a mixture before anything is drawn from that mixture.
@@ -172,12 +184,20 @@ impl<T: Teacher> TeacherWorker<T> {
         Ok(())
     }
 
-    /// The callback between two batches of an evaluation: reports progress, and cuts the evaluation off if the run has
-    /// ended.
-    fn between(&self, phase: &str) -> impl Fn(u64, u64) -> bool {
-        let meter = self.line.meter(phase, "documents");
+    /// Leaves what was written for the student, which records it.
+    fn wrote(&self, step: u64, model: Writer, texts: Vec<Text>) {
+        if !texts.is_empty() {
+            let line = TextLine { step, model, texts };
+            self.context.facts.texts.lock().push(line);
+        }
+    }
+
+    /// The callback between two batches of an evaluation that is expected to take `seconds`: reports progress, and cuts
+    /// the evaluation off if the run has ended.
+    fn between(&self, phase: &str, seconds: Option<f64>) -> impl Fn(u64, u64) -> bool {
+        let meter = self.line.meter(phase, "documents").expecting(seconds);
         move |done, total| {
-            self.context.observer.on_progress(&meter.at(done, total));
+            meter.at(done, total);
             self.context.is_over()
         }
     }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, RecvError, SendError, TryRecvError};
-use ddk_run::{Journal, Overrides, RunFileError, records::EventKind};
+use ddk_run::{Journal, Overrides, RunFileError, records::EventKind, texts::TextLine};
 use ddk_telemetry::{Board, Worker};
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -108,6 +108,10 @@ pub struct Facts {
     pub teacher_perplexities: OnceLock<Vec<f64>>,
     /// Seconds that all teacher replicas together have spent labeling in this process.
     pub teacher_busy: Mutex<f64>,
+    /// What the teacher and copies of the student wrote, until the student records it.
+    pub texts: Mutex<Vec<TextLine>>,
+    /// Set once the teacher has written, so that a restarted worker does not write again.
+    pub teacher_wrote: OnceLock<()>,
     /// When the first micro-batch was sent.
     pub first_sent: OnceLock<Instant>,
     /// The run's result.

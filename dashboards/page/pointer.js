@@ -48,10 +48,13 @@ function show(svg, event) {
   for (const [name, value] of Object.entries(ends)) cursor.setAttribute(name, value);
   svg.append(cursor);
   const here = panel.lines.filter(({ y }) => y[place] !== null);
-  const rows = here.map(({ name, color, y }) => row(name, color, y[place]));
+  // The largest value first, as from top to bottom in the chart.
+  const ranked = here.length > 6 ? here.toSorted((a, b) => b.y[place] - a.y[place]) : here;
+  const rows = ranked.map(({ name, color, y }) => row(name, color, y[place]));
   const node = tip();
   // A bar lies halfway between whole numbers, so a whole number belongs to an axis and is shown.
-  const title = Number.isInteger(x) ? [Object.assign(document.createElement('p'), { textContent: short(x) })] : [];
+  const said = `${panel.of ?? ''} ${short(x)}`.trim();
+  const title = Number.isInteger(x) ? [Object.assign(document.createElement('p'), { textContent: said })] : [];
   node.replaceChildren(...title, ...rows);
   node.hidden = false;
   const left = event.clientX + 14;

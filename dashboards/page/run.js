@@ -1,11 +1,13 @@
 // The page of one run: requests the status every second, and the other parts when they have changed.
 import {
-  ask, byId, chart, color, duration, element, named, number, percent, perplexity, swatch, tokens, whole, write,
+  ask, byId, cell, color, duration, element, moment, number, percent, perplexity, swatch, tokens, whole, write,
 } from '/shared.js';
+import { nextSample, showLanes, takeLanes } from '/lanes.js';
+import { chart, explain, smoothing } from '/chart.js';
+import { sortable } from '/table.js';
 import '/pointer.js';
 
 const EVERY = 1000;
-const LANE_SAMPLES = 300;
 /** The name of this page as a watcher. A run that ends waits until it has told each watcher. */
 const WATCHER = crypto.getRandomValues(new Uint32Array(2)).join('-');
 const ENDED = new Set(['finished', 'stopped', 'failed']);
@@ -15,16 +17,28 @@ const CHARTS = {
   mixture: ['gap', 'perplexity', 'weights'],
 };
 
+/** The charts that change when the smoothing does. */
+const NOISY = ['loss', 'grad_norm', 'tokens_per_second'];
+/** The charts that are empty until the first evaluation. */
+const EVALUATED = ['gap', 'perplexity', 'weights'];
+
 const BUTTONS = ['pause', 'checkpoint', 'evaluate'];
+
+/** The tables that sort, each as a function that shows its rows. */
+const show = {
+  domains: sortable(byId('domain-rows')),
+  workers: sortable(byId('worker-rows')),
+  ranks: sortable(byId('rank-rows')),
+};
 
 const run = {
   takesCommands: false,
   isAsking: false,
   status: null,
   seen: {},
-  lanes: { from: 0, workers: [], samples: [] },
   pause: 0,
   busy: null,
+  filesOf: null,
 };
 
 /** Returns an API address for this run. */
@@ -45,12 +59,10 @@ function showStatus() {
   const share = limit ? status.step / limit : status.token_limit ? status.tokens / status.token_limit : 0;
   byId('progress').value = Math.min(1, share);
   write(byId('done'), `step ${whole(status.step)}${limit ? ` of ${whole(limit)}` : ''}`);
-  const left = status.stop_reason
-    ? `reached ${status.stop_reason} after ${duration(status.seconds)}`
-    : status.seconds_left === null
-      ? ''
-      : `about ${duration(status.seconds_left)} left`;
-  write(byId('left'), left);
+  write(byId('left'), timeLeft(status));
+  showActivity(status);
+  showClock(status);
+  showAbout(status.about);
   showStages(status.stages);
   notice(status.problems.join('; '));
   showTiles(status);
@@ -58,6 +70,53 @@ function showStatus() {
   showPhases(status);
   showWorkers(status);
   showRanks(status);
+  explainCharts(status);
+}
+
+/** Shows the time so far, and when the run ends or has ended. */
+function showClock({ state, started, ended, seconds, seconds_left: left }) {
+  write(byId('elapsed'), seconds === null ? '' : `${duration(seconds)} since the start at ${moment(started)}`);
+  const now = Date.now() / 1000;
+  const end = ENDED.has(state) ? ended && `${state} at ${moment(ended)}` : left && `ends about ${moment(now + left)}`;
+  write(byId('end'), end || '');
+}
+
+/** Shows the models and the method. They change only with another run. */
+function showAbout(facts) {
+  const text = JSON.stringify(facts);
+  if (byId('about').dataset.facts === text) return;
+  byId('about').dataset.facts = text;
+  const pair = ({ name, value }) => element('div', {}, element('dt', {}, name), element('dd', {}, value));
+  byId('about').replaceChildren(...facts.map(pair));
+}
+
+/** Says in charts that wait for the first evaluation how far it is. */
+function explainCharts({ workers, activity }) {
+  const phases = [activity, ...workers.map((worker) => worker.progress)];
+  const progress = phases.find((one) => one?.phase.includes('evaluation'));
+  const count = progress && `: ${whole(progress.done)} of ${whole(progress.total)} ${progress.unit}`;
+  const text = progress && `The first evaluation is being made${count}.`;
+  for (const name of EVALUATED) explain(byId(`${name}-chart`), text);
+}
+
+/** An estimate in whole seconds. It is never 0, because what is not done needs time. */
+const rough = (seconds) => duration(Math.max(1, Math.round(seconds)));
+
+function timeLeft(status) {
+  if (status.stop_reason) return `reached ${status.stop_reason}, whole run ${duration(status.seconds)}`;
+  return typeof status.seconds_left === 'number' ? `about ${rough(status.seconds_left)} left` : '';
+}
+
+/** Shows what the process is doing: the phase, its count, the time that has passed, and the time that is left. */
+function showActivity({ activity }) {
+  byId('activity').hidden = !activity;
+  if (!activity) return;
+  const { phase, unit, done, total, seconds, seconds_left: left } = activity;
+  const share = total > 0 ? `, ${Math.min(100, Math.floor((100 * done) / total))} %` : '';
+  const all = total > 0 ? ` of ${whole(total)}` : '';
+  const count = unit ? `: ${whole(done)}${all} ${unit}${share}` : '';
+  const rest = typeof left === 'number' ? `, about ${rough(left)} left` : '';
+  write(byId('activity'), `${phase}${count}, ${duration(Math.floor(seconds))} elapsed${rest}`);
 }
 
 function showState(text, kind) {
@@ -106,6 +165,7 @@ function notice(text) {
 
 function showTiles(status) {
   const { scalars } = status;
+  const over = status.averaged_steps > 1 ? `mean of ${status.averaged_steps} steps` : '';
   const worst = status.domains.find((domain) => domain.name === status.worst_domain);
   const incidents = Object.entries(status.incidents);
   const happened = incidents.reduce((sum, [, count]) => sum + count, 0);
@@ -116,16 +176,18 @@ function showTiles(status) {
       status.mean_gap_at_start === null ? '' : `${number(status.mean_gap_at_start)} at start`,
     ],
     ['worst domain', number(worst?.gap), worst?.name ?? ''],
-    ['loss', number(scalars.loss), `CE ${number(scalars.ce_loss)}, KL ${number(scalars.kd_loss)}`],
+    ['loss', number(scalars.loss), `CE ${number(scalars.ce_loss)}, KL ${number(scalars.kd_loss)}`, over],
     [
       'tokens',
       tokens(status.tokens),
       scalars.tokens_per_second === undefined ? '' : `${tokens(scalars.tokens_per_second)} per second`,
+      over,
     ],
     [
       'learning rate',
       scalars.learning_rate === undefined ? '–' : scalars.learning_rate.toExponential(1),
       `gradient norm ${number(scalars.grad_norm, 2)}`,
+      over,
     ],
     [
       'last checkpoint',
@@ -139,13 +201,13 @@ function showTiles(status) {
     ],
   ];
   byId('tiles').replaceChildren(
-    ...tiles.map(([name, value, note]) =>
+    ...tiles.map(([name, value, ...notes]) =>
       element(
         'div',
         {},
         element('dt', {}, name),
         element('dd', {}, value),
-        element('dd', { class: 'note' }, note),
+        ...notes.filter(Boolean).map((note) => element('dd', { class: 'note' }, note)),
       ),
     ),
   );
@@ -156,23 +218,22 @@ function showDomains(status) {
     const fill = element('i');
     fill.style.width = `${100 * (domain.weight ?? 0)}%`;
     fill.style.background = color(index);
-    const cells = [
-      number(domain.gap),
-      number(domain.gap_at_start),
-      perplexity(domain.student_perplexity),
-      perplexity(domain.teacher_perplexity),
-      number(domain.ratio),
-    ];
+    const { gap, gap_at_start: start, student_perplexity: student, teacher_perplexity: teacher } = domain;
+    const meter = element('span', { class: 'meter', 'aria-hidden': 'true' }, fill);
     return element(
       'tr', {},
       element('th', { scope: 'row' }, swatch(color(index)), domain.name),
-      ...cells.map((text) => element('td', {}, text)),
-      element('td', {}, element('span', { class: 'meter', 'aria-hidden': 'true' }, fill), percent(domain.weight)),
-      element('td', {}, percent(domain.token_share)),
-      element('td', {}, number(domain.epochs, 2)),
+      cell(number(gap), gap),
+      cell(number(start), start),
+      cell(perplexity(student), student),
+      cell(perplexity(teacher), teacher),
+      cell(number(domain.ratio), domain.ratio),
+      element('td', { 'data-value': domain.weight }, meter, percent(domain.weight)),
+      cell(percent(domain.token_share), domain.token_share),
+      cell(number(domain.epochs, 2), domain.epochs),
     );
   });
-  byId('domain-rows').replaceChildren(...rows);
+  show.domains(rows);
 }
 
 function showPhases(status) {
@@ -195,19 +256,21 @@ function showPhases(status) {
 
 function showWorkers(status) {
   byId('workers-pair').hidden = status.workers.length === 0;
-  byId('worker-rows').replaceChildren(...status.workers.map((worker) => {
+  show.workers(status.workers.map((worker) => {
     const all = worker.busy_seconds + worker.input_wait_seconds + worker.output_wait_seconds;
     const { phase, done, total, unit } = worker.progress ?? {};
-    const cells = [
-      phase ? `${phase}: ${whole(done)} of ${whole(total)} ${unit}` : worker.state.replaceAll('_', ' '),
-      all > 0 ? percent(worker.busy_seconds / all) : '–',
-      whole(worker.restarts),
-    ];
+    const busy = all > 0 ? worker.busy_seconds / all : null;
     return element(
       'tr',
       {},
       element('th', { scope: 'row' }, worker.name),
-      ...cells.map((text) => element('td', {}, text)),
+      element(
+        'td',
+        {},
+        phase ? `${phase}: ${whole(done)} of ${whole(total)} ${unit}` : worker.state.replaceAll('_', ' '),
+      ),
+      cell(percent(busy), busy),
+      cell(whole(worker.restarts), worker.restarts),
     );
   }));
   byId('queues').replaceChildren(...status.queues.map((queue) => {
@@ -227,63 +290,34 @@ function showWorkers(status) {
 function showRanks(status) {
   const ranks = status.ranks ?? [];
   byId('ranks').hidden = ranks.length < 2;
-  byId('rank-rows').replaceChildren(...ranks.map(({ rank, busy, waiting, exchange }) => element(
+  show.ranks(ranks.map(({ rank, busy, waiting, exchange }) => element(
     'tr',
     {},
     element('th', { scope: 'row' }, whole(rank)),
-    ...[busy, waiting, exchange].map((seconds) => element('td', {}, `${number(seconds)} s`)),
+    ...[busy, waiting, exchange].map((seconds) => cell(`${number(seconds)} s`, seconds)),
   )));
 }
 
-function showLanes() {
-  const { workers, samples } = run.lanes;
-  const lanes = byId('lanes');
-  byId('lanes-figure').hidden = samples.length === 0;
-  const order = workers.map((name, index) => ({ name, index })).sort((a, b) => rank(a.name) - rank(b.name));
-  if (lanes.dataset.workers !== workers.join()) {
-    lanes.dataset.workers = workers.join();
-    lanes.replaceChildren(
-      ...order.flatMap(({ name }) => [
-        element('span', {}, name),
-        element('canvas', { role: 'img' }),
-        element('span', { class: 'share' }),
-      ]),
-    );
-  }
-  order.forEach(({ name, index }, row) => {
-    const [, canvas, share] = [0, 1, 2].map((column) => lanes.children[3 * row + column]);
-    const minute = samples.slice(-60).map((sample) => sample[index]?.[0] ?? 0);
-    const busy = Math.round(minute.reduce((sum, value) => sum + value, 0) / Math.max(1, minute.length));
-    write(share, `${busy} %`);
-    canvas.setAttribute('aria-label', `${name}: busy ${busy} % of the last minute`);
-    // A waiting checkpointer is idle and slows nothing down, so its waits have no color.
-    const shades = name === 'checkpointer' ? ['saving', 'page', 'page'] : ['busy', 'output-wait', 'input-wait'];
-    paint(canvas, samples.map((sample) => sample[index]), shades.map(named));
-  });
-}
-
-const rank = (name) =>
-  ['teacher', 'student', 'checkpointer', 'batcher', 'loader'].findIndex((kind) => name.startsWith(kind));
-
-/** Paints one column per second, the latest at the right. Each has busy at the bottom, and the waits above. */
-function paint(canvas, samples, shades) {
-  const height = 22;
-  canvas.width = LANE_SAMPLES;
-  canvas.height = height;
-  const brush = canvas.getContext('2d');
-  brush.fillStyle = named('page');
-  brush.fillRect(0, 0, LANE_SAMPLES, height);
-  samples.forEach((sample, index) => {
-    if (!sample) return;
-    const [working, waitingIn, waitingOut] = sample;
-    let y = height;
-    [working, waitingOut, waitingIn].forEach((share, part) => {
-      const size = (share / 100) * height;
-      y -= size;
-      brush.fillStyle = shades[part];
-      brush.fillRect(LANE_SAMPLES - samples.length + index, y, 1, size);
-    });
-  });
+/** Shows what the models write: the teacher, the student before the first step, and the student now. */
+function showTexts({ teacher, student }) {
+  const first = student[0];
+  const last = student.at(-1);
+  const writers = [
+    ['teacher', teacher],
+    [`student, step ${whole(first?.step)}`, first],
+    [`student, step ${whole(last?.step)}`, last === first ? null : last],
+  ].filter(([, line]) => line);
+  for (const id of ['samples', 'to-samples']) byId(id).hidden = writers.length === 0;
+  const prompts = (last ?? teacher)?.texts.map(({ prompt }) => prompt) ?? [];
+  const written = (line, prompt) => line.texts.find((text) => text.prompt === prompt)?.text ?? '–';
+  const pair = (prompt) => ([name, line]) =>
+    element('div', {}, element('dt', {}, name), element('dd', {}, element('q', {}, written(line, prompt))));
+  byId('texts').replaceChildren(...prompts.map((prompt) => element(
+    'figure',
+    {},
+    element('figcaption', {}, element('b', {}, prompt)),
+    element('dl', { class: 'texts' }, ...writers.map(pair(prompt))),
+  )));
 }
 
 function showEvents(events) {
@@ -304,20 +338,37 @@ function showEvents(events) {
   byId('event-rows').replaceChildren(...rows);
 }
 
-function takeLanes(news) {
-  // A new process starts counting from 0 again.
-  const follows = news.from === run.lanes.from + run.lanes.samples.length;
-  const samples = follows ? [...run.lanes.samples, ...news.samples] : news.samples;
-  const kept = samples.slice(-LANE_SAMPLES);
-  run.lanes = { from: news.from + news.samples.length - kept.length, workers: news.workers, samples: kept };
+const factor = smoothing(byId('smoothing'), byId('smoothing-value'), () => {
+  for (const name of NOISY) draw(name).catch(() => {});
+});
+
+/** Draws a chart. If the smoothing has changed by the time that it arrives, another one is on its way. */
+function draw(name) {
+  const asked = factor();
+  const more = NOISY.includes(name) ? { smoothing: asked } : {};
+  return chart(byId(`${name}-chart`), address(`/api/chart/${name}.svg`, more), () => factor() === asked);
+}
+
+/** Lists the run's files, and says what the report covers. */
+async function showFiles(state) {
+  if (run.filesOf === state) return;
+  const files = await ask(address('/api/files'));
+  run.filesOf = state;
+  write(byId('report-note'), ENDED.has(state) ? '' : '(so far)');
+  const link = ({ name, bytes }) =>
+    element('a', { href: address(`/api/file/${name}`), title: `${whole(bytes)} bytes` }, name);
+  const links = (files ?? []).flatMap((file, index) => [index ? ', ' : '', link(file)]);
+  byId('files').hidden = links.length === 0;
+  byId('files').replaceChildren('Files of the run: ', ...links, '.');
 }
 
 /** Updates the parts that have changed since they were last shown. */
 async function update({ revisions }) {
   const isNew = (part) => run.seen[part] !== revisions[part];
   const charts = new Set(Object.keys(CHARTS).filter(isNew).flatMap((part) => CHARTS[part]));
-  const draw = (name) => chart(byId(`${name}-chart`), address(`/api/chart/${name}.svg`));
   const drawn = await Promise.allSettled([...charts].map(draw));
+  explainCharts(run.status);
+  if (isNew('texts')) showTexts(await ask(address('/api/texts')));
   if (isNew('events')) showEvents(await ask(address('/api/events')));
   // If a chart could not be drawn, request the parts again.
   if (drawn.every(({ status }) => status === 'fulfilled')) run.seen = revisions;
@@ -325,8 +376,8 @@ async function update({ revisions }) {
 
 /** Shows the worker timeline and the charts. On a slow machine, charts update less often, so the page stays usable. */
 async function showRest(status) {
-  const { from, samples } = run.lanes;
-  takeLanes(await ask(address('/api/workers', { from: from + samples.length })));
+  await showFiles(status.state);
+  takeLanes(await ask(address('/api/workers', { from: nextSample() })));
   showLanes();
   const began = performance.now();
   if (began < run.pause) return;
@@ -342,11 +393,26 @@ async function look() {
   const status = await ask(address('/api/status', { watcher: WATCHER }));
   if (status === null) {
     showState('no such run', 'lost');
+    notice('There is no such run here. The name in the address may be wrong, or the folder is gone.');
     return;
   }
   run.status = status;
   showStatus();
   run.busy ??= showRest(status).catch(() => {}).finally(() => { run.busy = null; });
+}
+
+/** Shows that nobody answers. A process that had made its last step and was ending has ended. */
+function lost() {
+  const { state, step, step_limit: limit } = run.status ?? {};
+  byId('activity').hidden = true;
+  if (state === 'ending' && limit && step >= limit) {
+    showState('finished', 'finished');
+    write(byId('left'), 'its process has ended');
+    return;
+  }
+  showState('no connection', 'lost');
+  write(byId('left'), '');
+  notice('The process that served this page has ended or cannot be reached. “ddk serve RUNS_DIR” shows its run.');
 }
 
 /** Polls the server, one request at a time. A hidden page requests nothing. */
@@ -356,13 +422,13 @@ async function watch() {
       await look();
     } catch {
       // A process that ends reports its final state before its server shuts down. A killed process reports nothing.
-      if (!ENDED.has(run.status?.state)) showState('no connection', 'lost');
+      if (!ENDED.has(run.status?.state)) lost();
     }
   }
   setTimeout(watch, EVERY);
 }
 
-for (const id of ['api-status', 'api-steps', 'api-mixture', 'api-events']) byId(id).search = location.search;
+for (const id of ['report', 'api-status', 'api-steps', 'api-mixture', 'api-events']) byId(id).search = location.search;
 window.matchMedia('(prefers-color-scheme: dark)').addEventListener('change', showLanes);
 for (const id of BUTTONS) {
   byId(id).addEventListener('click', () => tell(id === 'pause' && run.status.state === 'paused' ? 'resume' : id));

@@ -1,8 +1,11 @@
 // The list of runs, and the selected ones side by side. The selection is in the URL, so that it can be bookmarked.
-import { ask, byId, chart, color, duration, element, number, swatch, tokens, whole, write } from '/shared.js';
+import { ask, byId, color, duration, element, moment, number, swatch, tokens, whole, write } from '/shared.js';
+import { chart } from '/chart.js';
+import { sortable } from '/table.js';
 import '/pointer.js';
 
 const EVERY = 5000;
+const showRows = sortable(byId('run-rows'));
 const page = {
   runs: [], rows: new Map(), shown: '',
   chosen: new Set(location.hash.slice(1).split('&').filter(Boolean).map(decodeURIComponent)),
@@ -16,7 +19,7 @@ function rowOf(name) {
     const box = element('input', { type: 'checkbox', name, 'aria-label': `compare ${name}` });
     box.addEventListener('change', () => choose(name, box.checked));
     const mark = element('span');
-    const cells = Array.from({ length: 7 }, () => element('td'));
+    const cells = Array.from({ length: 8 }, () => element('td'));
     const link = element('a', { href: `/run${query(name)}` }, name);
     const row = element(
       'tr',
@@ -33,29 +36,37 @@ function rowOf(name) {
 function showList() {
   const known = new Set(page.runs.map(({ name }) => name));
   const names = [...page.chosen].filter((name) => known.has(name));
-  const rows = page.runs.map(({ name, status }) => {
+  const shown = page.runs.filter(isWanted);
+  const rows = shown.map(({ name, status }) => {
     const { row, box, mark, cells } = rowOf(name);
     box.checked = page.chosen.has(name);
     mark.replaceChildren(...(box.checked ? [swatch(color(names.indexOf(name)))] : []));
-    const texts = [
-      status.state,
-      `${whole(status.step)}${status.step_limit ? ` of ${whole(status.step_limit)}` : ''}`,
-      number(status.scalars.loss),
-      number(status.mean_gap),
-      number(status.mean_gap_at_start),
-      tokens(status.tokens),
-      duration(status.seconds),
+    const values = [
+      [status.state, status.state],
+      [`${whole(status.step)}${status.step_limit ? ` of ${whole(status.step_limit)}` : ''}`, status.step],
+      [number(status.scalars.loss), status.scalars.loss],
+      [number(status.mean_gap), status.mean_gap],
+      [number(status.mean_gap_at_start), status.mean_gap_at_start],
+      [tokens(status.tokens), status.tokens],
+      [duration(status.seconds), status.seconds],
+      [moment(status.started), status.started],
     ];
-    texts.forEach((text, index) => write(cells[index], text));
+    values.forEach(([text, value], index) => {
+      write(cells[index], text);
+      cells[index].dataset.value = value ?? '';
+    });
+    row.children[1].dataset.value = name;
     return row;
   });
-  const shown = [...byId('run-rows').children];
-  if (rows.length !== shown.length || rows.some((row, index) => row !== shown[index])) {
-    const focused = document.activeElement;
-    byId('run-rows').replaceChildren(...rows);
-    if (byId('run-rows').contains(focused)) focused.focus();
-  }
-  write(byId('state'), `${page.runs.length} ${page.runs.length === 1 ? 'run' : 'runs'}`);
+  showRows(rows);
+  const all = `${page.runs.length} ${page.runs.length === 1 ? 'run' : 'runs'}`;
+  write(byId('state'), shown.length === page.runs.length ? all : `${shown.length} of ${all}`);
+}
+
+/** Whether a run has each word of the filter in its name, its state, its models or its method. */
+function isWanted({ name, status }) {
+  const texts = [name, status.state, ...status.about.map(({ value }) => value)].join('\n').toLowerCase();
+  return byId('filter').value.toLowerCase().split(/\s+/).every((word) => texts.includes(word));
 }
 
 function choose(name, isChosen) {
@@ -77,8 +88,8 @@ async function compare() {
   page.shown = state;
   const query = new URLSearchParams([['side_by_side', ''], ...names.map((name) => ['name', name])]);
   // A late answer must not show an earlier selection.
-  const isWanted = () => page.shown === state;
-  const draw = (name) => chart(byId(`${name}-chart`), `/api/chart/${name}.svg?${query}`, isWanted);
+  const isLatest = () => page.shown === state;
+  const draw = (name) => chart(byId(`${name}-chart`), `/api/chart/${name}.svg?${query}`, isLatest);
   try {
     await Promise.all(['gap', 'loss'].map(draw));
   } catch (error) {
@@ -103,6 +114,7 @@ async function refresh() {
   }
 }
 
+byId('filter').addEventListener('input', showList);
 window.addEventListener('load', () => {
   refresh();
   setInterval(() => { if (!document.hidden) refresh(); }, EVERY);

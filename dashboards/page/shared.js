@@ -1,4 +1,4 @@
-// What both pages share: elements, numbers as text, and charts that the server draws.
+// What both pages share: elements, and numbers as text.
 
 /** The color of a domain or run by its index, as in the charts. */
 export const color = (index) => `var(--series-${index % Number(named('series-count'))})`;
@@ -64,18 +64,19 @@ export const swatch = (background) => {
 /** The current value of a color in page.css. */
 export const named = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
+/** A date and a time of day, without the seconds. */
+export const moment = (seconds) =>
+  seconds === null || seconds === undefined
+    ? '–'
+    : new Date(1000 * seconds).toLocaleString(undefined, { dateStyle: 'short', timeStyle: 'short' });
+
+/** A table cell with the value to sort by, which the text may round. */
+export const cell = (text, value) => element('td', { 'data-value': value ?? '' }, text);
+
 /** Requests `path` and returns the answer; `null` if it does not exist. */
 export async function ask(path) {
   const answer = await fetch(path);
   if (answer.status === 404) return null;
   if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
   return answer.headers.get('content-type').startsWith('image/svg') ? answer.text() : answer.json();
-}
-
-/** Puts a chart drawn by the server into `node`, at the width of `node`. */
-export async function chart(node, path, isWanted = () => true) {
-  const text = await ask(`${path}&width=${node.clientWidth}`);
-  if (text === null || !isWanted()) return;
-  const svg = new DOMParser().parseFromString(text, 'image/svg+xml').documentElement;
-  node.replaceChildren(document.importNode(svg, true));
 }

@@ -14,6 +14,7 @@ import sys
 from webdriver import Browser, wait_for
 
 STATE = "return document.getElementById('state').textContent"
+ACTIVITY = "return document.getElementById('activity').textContent"
 
 
 def check(holds, message):
@@ -41,6 +42,8 @@ def main():
         # The page shows a run that is held at its end as `ending`.
         seen = ("ending",) if name == "INT" else ("running", "ending", expected)
         wait_for("a run", lambda: browser.run(STATE) in seen)
+        if name == "INT":
+            wait_for("the phase", lambda: browser.run(ACTIVITY).startswith("exporting the student"))
         browser.log("performance")
         if name != "-":
             os.kill(int(process), getattr(signal, f"SIG{name}"))

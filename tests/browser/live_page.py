@@ -53,10 +53,38 @@ const tip = document.getElementById('tip');
 return tip && !tip.hidden ? tip.textContent : '';
 """
 
-FOCUSED = (
-    "const at = document.activeElement; return at.hash || at.pathname || at.getAttribute('aria-labelledby') ||"
-    " at.tagName;"
-)
+FOCUSED = """
+const at = document.activeElement;
+const inside = () => `${at.closest('[id]')?.id ?? at.tagName} ${at.textContent}`;
+return at === document.body ? 'BODY' : at.hash || at.getAttribute('aria-labelledby') || at.id ||
+  (at.pathname ?? inside());
+"""
+# The values of a column of the domains' table, as numbers or words.
+COLUMN = """
+const cells = [...document.querySelectorAll(`#domain-rows tr > :nth-child(${arguments[0]})`)];
+return cells.map((cell) => Number(cell.dataset.value ?? NaN));
+"""
+SORT = "return document.querySelector(`#domains thead th:nth-child(${arguments[0]})`).getAttribute('aria-sort')"
+HEADER = "document.querySelector(`#domains thead th:nth-child(${arguments[0]}) button`).focus()"
+RAW = "return document.querySelectorAll('#loss-chart polyline[opacity=\"0.3\"]').length"
+SMOOTH = """
+const slider = document.getElementById('smoothing');
+slider.value = arguments[0];
+slider.dispatchEvent(new Event('input'));
+"""
+LEGEND = """
+const list = document.querySelector('#gap-chart .series');
+const items = [...list.querySelectorAll('button')];
+items.at(-1).focus();
+const [box, outer] = [items.at(-1).getBoundingClientRect(), list.getBoundingClientRect()];
+return {
+  names: items.map((item) => item.textContent),
+  colors: new Set(items.map((item) => item.firstChild.style.background)).size,
+  height: list.clientHeight, scrolls: list.scrollHeight > list.clientHeight,
+  lastIsInside: box.bottom <= outer.bottom + 1 && box.top >= outer.top - 1,
+};
+"""
+DIMMED = "return document.querySelectorAll('#gap-chart polyline.dim').length"
 OUTLINE = "return getComputedStyle(document.activeElement).outlineStyle"
 
 
@@ -109,14 +137,14 @@ def check_keyboard(browser):
     """Checks that Tab reaches the skip link first, then every section's link and every table, and never gets stuck."""
     browser.run("document.activeElement.blur(); window.scrollTo(0, 0)")
     reached = []
-    for _ in range(40):
+    for _ in range(120):
         browser.press(TAB)
         reached.append(browser.run(FOCUSED))
         if reached[-1] == "BODY":
             break
         check(browser.run(OUTLINE) == "solid", f"the focus at {reached[-1]} cannot be seen")
     check(reached[0] == "#main", f"the first stop is {reached[0]}")
-    wanted = ["#learning", "#domains", "#mixture", "#time", "#events", "domains-title", "/api/status"]
+    wanted = ["#learning", "#domains", "#mixture", "#time", "#events", "domains-title", "report", "api-status"]
     missing = [stop for stop in wanted if stop not in reached]
     check(not missing, f"Tab does not reach {missing}: {reached}")
     stuck = [stop for stop, after in zip(reached, reached[1:]) if stop == after]
@@ -134,6 +162,112 @@ def check_pointer(browser):
         check(name in said, f"{name} is not in '{said}'")
     browser.run("document.body.dispatchEvent(new PointerEvent('pointermove', { bubbles: true }))")
     check(browser.run("return document.getElementById('tip').hidden"), "the values stay")
+    check(said.startswith("step "), f"'{said}' does not name the step")
+
+
+def check_smoothing(browser):
+    """Checks that the slider smooths the loss, keeps the raw values visible, and remembers its place."""
+    wait_for("raw values behind the smoothed ones", lambda: browser.run(RAW) == 3)
+    browser.run(SMOOTH, 0)
+    wait_for("a chart without smoothing", lambda: browser.run(RAW) == 0)
+    browser.run(SMOOTH, 4)
+    wait_for("a smoothed chart", lambda: browser.run(RAW) == 3)
+    said = browser.run("return document.getElementById('smoothing-value').textContent")
+    check(said == "0.95", f"the slider says {said}")
+    check(browser.run("return localStorage.getItem('ddk-smoothing')") == "4", "the page forgets the smoothing")
+    browser.run(SMOOTH, 2)
+
+
+def check_sorting(browser):
+    """Checks that a header sorts the table by keyboard: largest first, smallest first, as given."""
+    gap = 2
+    names = "return [...document.querySelectorAll('#domain-rows th')].map((cell) => cell.textContent)"
+    given = browser.run(names)
+    check(given == sorted(given), f"the domains are not in the order of their names: {given}")
+    browser.run(HEADER, gap)
+    for direction, reverse in (("descending", True), ("ascending", False)):
+        browser.press(ENTER)
+        check(browser.run(SORT, gap) == direction, f"the header does not say {direction}")
+        values = browser.run(COLUMN, gap)
+        check(values == sorted(values, reverse=reverse) and len(values) >= 3, f"not {direction}: {values}")
+    browser.press(ENTER)
+    check(browser.run(SORT, gap) is None, "the third press keeps the order")
+    check(browser.run("return document.activeElement.tagName") == "BUTTON", "the focus is lost")
+
+
+def check_words(browser):
+    """Checks that the page names the models, the method and the means, and links the report and the files."""
+    text = browser.run("return document.body.innerText")
+    for said in ("teacher", "student", "gamma", "learning rate", "sequences of", "mean of", "since the start at"):
+        check(said in text, f"'{said}' is not on the page")
+    files = browser.run("return [...document.querySelectorAll('#files a')].map((link) => link.textContent)")
+    check("run.jsonl" in files and "config.toml" in files, f"files: {files}")
+
+
+def check_samples(browser):
+    """Checks that the page shows what the models write, and that the student's text is of a later step than 0."""
+    shown = "return [...document.querySelectorAll('#texts dt')].map((name) => name.textContent)"
+    names = wait_for("a later text of the student", lambda: (said := browser.run(shown)) and len(said) == 3 and said)
+    check(names[:2] == ["teacher", "student, step 0"] and names[2].startswith("student, step "), f"texts of {names}")
+    texts = browser.run("return [...document.querySelectorAll('#texts q')].map((text) => text.textContent)")
+    check(all(texts), f"a text is empty: {texts}")
+    check(browser.run("return document.querySelector('#texts figcaption').textContent") == "The old", "no prompt")
+
+
+def check_many(browser, address):
+    """Checks a run of fourteen domains: each has a color, and the legend scrolls to each."""
+    browser.open(address + "run?name=many")
+    rows = "return document.querySelectorAll('#domain-rows tr').length"
+    wait_for("fourteen domains", lambda: browser.run(rows) == 14)
+    browser.look_like(390, 844, "light")
+    legend = wait_for("a legend", lambda: browser.run(LEGEND))
+    check(len(legend["names"]) == 14 and legend["colors"] == 14, f"names or colors are missing: {legend}")
+    check(legend["scrolls"] and legend["height"] < 100, f"the legend does not scroll: {legend}")
+    check(legend["lastIsInside"], f"the last name cannot be reached: {legend}")
+    check(browser.run(DIMMED) == 0, "lines are dim before one is chosen")
+    browser.press(SPACE)
+    check(browser.run(DIMMED) == 13, "a name in the legend does not show its line alone")
+    check_narrow(browser)
+    browser.look_like(1280, 900, "light")
+
+
+def check_report(browser, address, out):
+    """Checks that the link opens a report in the same style, whose charts show values under the pointer."""
+    font = browser.run("return getComputedStyle(document.body).fontFamily")
+    check(browser.run("return document.getElementById('report').search") == "?name=many", "the link has no name")
+    browser.run("document.getElementById('report').click()")
+    wait_for("a report", lambda: browser.run("return document.body.className") == "report")
+    check(browser.run("return getComputedStyle(document.body).fontFamily") == font, "the report has another font")
+    text = browser.run("return document.body.innerText")
+    check("SmolLM2-135M" in text and "process 1" in text, "the report names no teacher or machine")
+    charts = browser.run("return document.querySelectorAll('figure svg polyline, figure svg polygon').length")
+    check(charts > 14, f"{charts} shapes in the report")
+    loss = POINT.replace("#loss-chart ", "figure:nth-of-type(2) ")
+    said = wait_for("values under the pointer", lambda: browser.run(loss))
+    check(said.startswith("step "), said)
+    browser.picture(os.path.join(out, "report.png"))
+    # The browser keeps the report away from the rest of the server.
+    check(browser.run("return self.origin") == "null", "the report acts as a page of the server")
+
+
+def check_list(browser):
+    """Checks that the list of runs can be filtered and sorted."""
+    names = "return [...document.querySelectorAll('#run-rows th a')].map((link) => link.textContent)"
+    everything = browser.run(names)
+    filtered = """
+    const filter = document.getElementById('filter');
+    filter.value = arguments[0];
+    filter.dispatchEvent(new Event('input'));
+    """
+    browser.run(filtered, "MANY stopped")
+    check(browser.run(names) == ["many"], f"the filter keeps {browser.run(names)}")
+    check("1 of" in browser.run("return document.getElementById('state').textContent"), "the count does not say so")
+    browser.run(filtered, "")
+    check(browser.run(names) == everything, "the filter cannot be undone")
+    browser.run("document.querySelector('thead th:nth-child(2) button').click()")
+    browser.run("document.querySelector('thead th:nth-child(2) button').click()")
+    check(browser.run(names) == sorted(everything, reverse=True), f"not sorted: {browser.run(names)}")
+    browser.run("document.querySelector('thead th:nth-child(2) button').click()")
 
 
 def check_narrow(browser):
@@ -150,6 +284,10 @@ def live(browser, address, out):
     check(drawn["domains"] >= 3 and drawn["queues"] >= 2 and drawn["workers"] >= 5, f"something is missing: {drawn}")
     check_pointer(browser)
     check_keyboard(browser)
+    check_smoothing(browser)
+    check_sorting(browser)
+    check_words(browser)
+    check_samples(browser)
     browser.open(address)
     wait_for("charts after a reload", lambda: is_drawn(browser))
     browser.picture(os.path.join(out, "live-light.png"))
@@ -175,7 +313,8 @@ def ended(browser, address, out):
     browser.look_like(1280, 900, "light")
     browser.open(address)
     count = wait_for("runs", lambda: browser.run("return document.querySelectorAll('#run-rows tr').length"))
-    check(count >= 2, f"{count} runs are listed")
+    check(count >= 3, f"{count} runs are listed")
+    check_list(browser)
     for index in range(2):
         browser.run("document.querySelectorAll('#run-rows input')[arguments[0]].focus()", index)
         browser.press(SPACE)
@@ -191,6 +330,9 @@ def ended(browser, address, out):
         "the run's own page", lambda: browser.run("return document.querySelectorAll('#domain-rows tr').length >= 3")
     )
     wait_for("its mixture", lambda: browser.run(DRAWN)["mixture"] >= 3)
+    check_many(browser, address)
+    browser.picture(os.path.join(out, "many-light.png"))
+    check_report(browser, address, out)
     check_logs(browser, address)
 
 

@@ -108,7 +108,7 @@ fn the_best_is_kept_and_exported_wherever_evaluations_fall() {
             "{what}: {listed}"
         );
         assert!(
-            marked[0].contains(&format!("mean gap {:.3}", gaps[&of_all])),
+            marked[0].contains(&format!(" {:.3} ", gaps[&of_all])),
             "{what}: {listed}"
         );
         let best = weights_of_step(&all, &of_all.to_string());

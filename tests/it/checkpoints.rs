@@ -79,6 +79,11 @@ fn a_damaged_checkpoint_is_set_aside_and_counts_no_more() {
     let checkpoints = world.run_folder().join("checkpoints");
     fs::remove_file(world.run_folder().join("summary.json")).unwrap();
     fs::write(checkpoints.join("step-00000012/state.json"), "{}").unwrap();
+    let said = stderr(&world.succeed(&["export", "runs/small", "--out", "exported"]));
+    assert!(
+        said.contains("step-00000012 is damaged and skipped") && said.contains("student of step 6"),
+        "{said}"
+    );
     let started = world.start_until(&keep, |line| is_step(line, 9));
     started.signal("KILL");
     started.wait();

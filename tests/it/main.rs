@@ -12,7 +12,9 @@
 )]
 
 mod bad_input;
+mod before_a_run;
 mod best;
+mod chat;
 mod checkpoints;
 mod commands;
 mod compare;
@@ -23,6 +25,8 @@ mod deploy;
 mod device;
 mod extended;
 mod faults;
+mod formats;
+mod hub;
 mod interrupted;
 mod lanes;
 mod mixtures;
@@ -32,10 +36,14 @@ mod needs_text;
 mod objectives;
 mod pages;
 mod parallel;
+mod phases;
 mod pretrain;
+mod schedules;
 mod served;
 mod service;
+mod shell;
 mod signals;
+mod texts;
 mod tools;
 mod training;
 mod world;

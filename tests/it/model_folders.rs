@@ -260,7 +260,9 @@ fn check_catches_models_that_do_not_belong_together() {
     finds(
         &world,
         &[],
-        &[&format!("id {first} is \"a\" for the teacher and \"b\"")],
+        &[&format!(
+            "id {first} is \"a\" in models/teacher and \"b\" in models/student"
+        )],
     );
 }
 

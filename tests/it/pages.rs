@@ -1,5 +1,7 @@
 //! The pages in a real browser, `ddk serve`, and `ddk watch`.
 
+mod many;
+
 use std::{
     fs,
     io::{Read, Write},
@@ -49,7 +51,12 @@ fn serving(world: &World, arguments: &[&str]) -> (Started, String) {
 fn a_browser_sees_a_run_live_and_ended_runs_side_by_side_needs_browser() {
     let world = World::new();
     world.succeed(&["train", "config.toml"]);
-    let (run, live) = serving(&world, &FOR_EVER);
+    many::write(&world.path().join("runs/many"));
+    let prompts = [
+        "--set=samples.prompts=[\"The old\"]",
+        "--set=samples.max_tokens=8",
+    ];
+    let (run, live) = serving(&world, &[&FOR_EVER[..], &prompts].concat());
     let (server, runs) = serving(&world, &["serve", "runs", "--address", "127.0.0.1:0"]);
     let output = browse(
         "live_page.py",
@@ -70,7 +77,14 @@ fn a_browser_sees_a_run_live_and_ended_runs_side_by_side_needs_browser() {
         String::from_utf8_lossy(&output.stdout),
         stderr(&output)
     );
-    for picture in ["live-light", "live-dark", "live-narrow", "runs-light"] {
+    for picture in [
+        "live-light",
+        "live-dark",
+        "live-narrow",
+        "runs-light",
+        "many-light",
+        "report",
+    ] {
         let length = fs::metadata(format!("{PICTURES}/{picture}.png"))
             .unwrap()
             .len();
@@ -213,7 +227,7 @@ fn whoever_watches_a_run_hears_how_it_ended() {
 }
 
 /// Runs a script of `tests/browser`.
-fn browse(script: &str, arguments: &[&str]) -> Output {
+pub fn browse(script: &str, arguments: &[&str]) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/browser")
         .join(script);

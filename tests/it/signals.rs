@@ -57,7 +57,7 @@ fn a_run_stops_in_every_phase_and_goes_on_to_the_same_result() {
         (
             "hang evaluation 1",
             "INT",
-            "stopped before its first step, saved; ",
+            "stopped before its first step, nothing to save; ",
             Some(0),
         ),
         (

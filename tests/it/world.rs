@@ -418,6 +418,10 @@ fn command(folder: &Path, arguments: &[&str]) -> Command {
     command
         .args(arguments)
         .current_dir(folder)
+        // No test depends on the cache of whoever runs it, or on a connection.
+        .env("HF_HUB_OFFLINE", "1")
+        .env("HF_HOME", folder.join("huggingface"))
+        .env_remove("HF_HUB_CACHE")
         .env_remove("RUST_LOG");
     command
 }

@@ -8,14 +8,20 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use ddk_mixture::{Needs, gap};
-use ddk_run::{Measured, RunFileError, control::Outcome as Answered, records::StopReason};
-use ddk_telemetry::metrics;
+use ddk_run::{
+    Measured, RunFileError, checkpoint_bytes_written,
+    control::Outcome as Answered,
+    records::StopReason,
+    texts::{TextLine, Writer},
+};
+use ddk_telemetry::{Meter, metrics};
 use ractor::RpcReplyPort;
 
 use self::work::StepAccumulator;
 use super::StudentWorker;
 use crate::{
     End, LoopState, Outcome, PortError, RunPlan, Student, Totals,
+    advice::Advisor,
     agreement::Point,
     checkpointer::SaveRequest,
     error::with_causes,
@@ -81,6 +87,7 @@ pub(crate) struct StepLoop<'a, S: Student> {
     /// The student's busy seconds at the last reading.
     busy: f64,
     last_update: Option<Instant>,
+    advisor: Advisor,
     /// How long this process has been paused since its first micro-batch.
     paused: Duration,
 }
@@ -116,6 +123,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
             save_result: None,
             state,
             last_update: None,
+            advisor: Advisor::default(),
             paused: Duration::ZERO,
         }
     }
@@ -221,6 +229,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
     /// Waits until the last completed step is saved on disk, because a run must not end without it. If its save failed
     /// while training continued, saves it again.
     pub(crate) fn save_last(&mut self) -> Result<(), Exit> {
+        let _meter = saving(self.plan.checkpoint_bytes);
         if self.is_saved() && self.await_save()?.is_ok() {
             return Ok(());
         }
@@ -280,6 +289,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
         }
         took("evaluation", began.elapsed().as_secs_f64());
         if let Some(perplexities) = &perplexities {
+            self.write_texts()?;
             let mut flops = self.plan.evaluation_flops;
             // Before the first step of a run, or of a fork that measures its baseline again.
             if is_first {
@@ -291,15 +301,17 @@ impl<'a, S: Student> StepLoop<'a, S> {
         Ok(perplexities)
     }
 
-    /// The current perplexities. The observer sees the progress. `None` if the student is told to stop.
+    /// The current perplexities, with their progress on the board. `None` if the student is told to stop.
     fn measure(&mut self, phase: &str) -> Result<Option<Vec<f64>>, PortError> {
         let worker = self.worker;
-        let meter = worker.line.meter(phase, "documents");
+        let meter = worker.line.evaluation(phase);
         let measured = self.student.perplexities(&|done, total| {
-            worker.context.observer.on_progress(&meter.at(done, total));
+            meter.at(done, total);
             worker.is_told_to_end()
         })?;
-        if measured.is_none() && self.context.peers.is_some() {
+        if measured.is_some() {
+            meter.finish();
+        } else if self.context.peers.is_some() {
             // Perhaps only another rank was told to.
             worker.told.agree_to_stop();
         }
@@ -318,9 +330,36 @@ impl<'a, S: Student> StepLoop<'a, S> {
         let perplexities = self.measure("last evaluation of the student")?;
         self.totals.evaluation_flops += self.plan.evaluation_flops;
         if let Some(perplexities) = &perplexities {
+            self.write_texts()?;
             self.measured(self.step(), perplexities);
         }
         Ok(perplexities)
+    }
+
+    /// Records what the student writes after the run's prompts. Other ranks than the first write nothing.
+    fn write_texts(&mut self) -> Result<(), PortError> {
+        if self.context.rank() > 0 {
+            return Ok(());
+        }
+        let worker = self.worker;
+        let texts = self.student.texts(&|| worker.is_told_to_end())?;
+        // None if it was told to stop, which the caller hears as well.
+        let Some(texts) = texts.filter(|texts| !texts.is_empty()) else {
+            return Ok(());
+        };
+        let (step, model) = (self.step(), Writer::Student);
+        let line = TextLine { step, model, texts };
+        self.context.journal.texts(&line).map_err(unwritten)
+    }
+
+    /// Records what the first teacher's worker has left for the student.
+    fn record_texts(&self, step: u64, model: Writer) -> Result<(), RunFileError> {
+        let mut left = self.context.facts.texts.lock();
+        let is_wanted = |line: &mut TextLine| line.step == step && line.model == model;
+        for line in left.extract_if(.., is_wanted) {
+            self.context.journal.texts(&line)?;
+        }
+        Ok(())
     }
 
     /// Perplexities for a user's request.
@@ -369,17 +408,25 @@ impl<'a, S: Student> StepLoop<'a, S> {
     }
 
     /// Records the result of a copy's evaluation.
-    pub(crate) fn evaluated(&mut self, copy: EvaluatedCopy) {
+    ///
+    /// # Errors
+    /// If what the copy wrote cannot be recorded.
+    pub(crate) fn evaluated(&mut self, copy: EvaluatedCopy) -> Result<(), PortError> {
         self.totals.evaluation_seconds += copy.busy_seconds;
         took("evaluation", copy.busy_seconds);
         let evaluation = copy.evaluation;
         // If it needed a checkpoint, that was saved when the copy was made.
         self.measured(evaluation.step, &evaluation.student);
+        self.record_texts(evaluation.step, Writer::Student)
+            .map_err(unwritten)?;
         // Before the interval's first step, the state is still that of the previous interval.
         if self.step() > evaluation.step {
             self.state.lagged_evaluation = Some(evaluation.clone());
+            // A run that resumes here knows the evaluation, so its texts belong to this state.
+            self.state.lengths.texts = self.context.journal.lengths().texts;
         }
         self.ahead = Ahead::Known(evaluation);
+        Ok(())
     }
 
     /// Accounts for a pause from `since` until now, and returns its seconds.
@@ -410,6 +457,20 @@ impl<'a, S: Student> StepLoop<'a, S> {
             totals: self.totals.clone(),
         })
     }
+}
+
+/// Shows how much of the last checkpoint is on the disk. `bytes`: its approximate size; 0 if unknown.
+fn saving(bytes: u64) -> Meter {
+    let before = checkpoint_bytes_written();
+    Meter::reading("saving the last checkpoint", "MB", move || {
+        let written = checkpoint_bytes_written() - before;
+        let done = if bytes > 0 {
+            written.min(bytes)
+        } else {
+            written
+        };
+        (done >> 20, bytes >> 20)
+    })
 }
 
 /// Records how long a phase of a step took.

@@ -201,7 +201,7 @@ impl<S: Student> StudentWorker<S> {
         copy: EvaluatedCopy,
     ) -> Result<(), Exit> {
         let ended = IntervalEnd::lagged(&copy.evaluation, self.context.plan.domains.len());
-        step_loop.evaluated(copy);
+        step_loop.evaluated(copy)?;
         self.decide(ended)
     }
 

@@ -13,6 +13,7 @@ mod fakes;
 mod faults;
 mod lag;
 mod order;
+mod patience;
 mod policies;
 mod ranks;
 mod ranks_commands;

@@ -46,6 +46,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             format: None,
             text: Template::field("text"),
             prompt: None,
+            chat: None,
+            tokens: None,
             only: None,
             limits: Limits::default(),
         }],
@@ -57,6 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         validation_documents: 1,
         max_bad_fraction: 0.0,
         batch_bytes: 4 << 20,
+        documents_in_memory: 1 << 20,
     };
     let (mut theirs, mut ours, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {

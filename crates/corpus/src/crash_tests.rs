@@ -17,6 +17,8 @@ use crate::{
 /// Environment variables of a child: the folder to work in, and the operation before which it exits.
 const FOLDER: &str = "DDK_TEST_CRASH_FOLDER";
 const CRASH_AT: &str = "DDK_TEST_CRASH_AT";
+/// Environment variable of a child that prepares domains that are read together.
+const TOGETHER: &str = "DDK_TEST_CRASH_TOGETHER";
 const CRASHED: i32 = 86;
 
 thread_local! {
@@ -44,9 +46,13 @@ fn text(number: u64) -> String {
     )
 }
 
+/// The kinds of records, in turn.
+const KINDS: [&str; 2] = ["even", "odd"];
+
 fn make_place(folder: &Path) {
+    let record = |number: u64| serde_json::json!({ "text": text(number), "kind": KINDS[number as usize % 2] });
     let records: String = (0..60)
-        .map(|number| format!("{}\n", serde_json::json!({ "text": text(number) })))
+        .map(|number| format!("{}\n", record(number)))
         .collect();
     fs::write(folder.join("records.jsonl"), records).unwrap();
     train_tokenizer((0..60).map(text), 300, &folder.join("tokenizer")).unwrap();
@@ -62,6 +68,8 @@ fn options(place: &Path, folder: PathBuf, tokens: Option<u64>) -> PrepareOptions
             format: Some(FileFormat::Jsonl),
             text: Template::field("text"),
             prompt: None,
+            chat: None,
+            tokens: None,
             only: None,
             limits: Limits {
                 tokens,
@@ -76,7 +84,24 @@ fn options(place: &Path, folder: PathBuf, tokens: Option<u64>) -> PrepareOptions
         validation_documents: 5,
         max_bad_fraction: 0.01,
         batch_bytes: 2000,
+        documents_in_memory: 16,
     }
+}
+
+/// Options for domains that a field tells apart. They are read together.
+fn options_together(place: &Path, folder: PathBuf) -> PrepareOptions {
+    let mut options = options(place, folder, None);
+    let all = options.domains.remove(0);
+    options.domains = KINDS
+        .map(|kind| DomainSource {
+            name: kind.to_owned(),
+            only: Some(("kind".to_owned(), kind.to_owned())),
+            ..all.clone()
+        })
+        .to_vec();
+    // One of them draws its documents, which takes another temporary file.
+    options.domains[0].limits.documents = Some(20);
+    options
 }
 
 fn make(options: &PrepareOptions, place: &Path) {
@@ -107,7 +132,51 @@ fn copy(from: &Path, to: &Path) {
 fn child_that_prepares() {
     if let Ok(place) = std::env::var(FOLDER) {
         let place = Path::new(&place);
-        make(&options(place, place.join("prepared"), Some(900)), place);
+        let folder = place.join("prepared");
+        if std::env::var(TOGETHER).is_ok() {
+            make(&options_together(place, folder), place);
+        } else {
+            make(&options(place, folder, Some(900)), place);
+        }
+    }
+}
+
+#[test]
+fn domains_read_together_resume_to_the_same_bytes_after_an_end_at_any_operation() {
+    let place = tempfile::tempdir().unwrap();
+    let place = place.path();
+    make_place(place);
+    let (whole, prepared) = (place.join("whole"), place.join("prepared"));
+    make(&options_together(place, whole.clone()), place);
+    let names = |folder: &Path| -> BTreeSet<_> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect()
+    };
+    assert_eq!(
+        names(&whole),
+        [".lock", "even", "odd"].map(Into::into).into()
+    );
+    for crash_at in 0.. {
+        let _ = fs::remove_dir_all(&prepared);
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "crash_tests::child_that_prepares"])
+            .env(FOLDER, place)
+            .env(CRASH_AT, crash_at.to_string())
+            .env(TOGETHER, "1")
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        if status.success() {
+            assert!(crash_at > 60, "{crash_at} operations");
+            break;
+        }
+        assert_eq!(status.code(), Some(CRASHED), "operation {crash_at}");
+        make(&options_together(place, prepared.clone()), place);
+        for kind in KINDS {
+            let same = contents(&prepared.join(kind)) == contents(&whole.join(kind));
+            assert!(same, "operation {crash_at}: {kind}");
+        }
+        assert_eq!(names(&prepared), names(&whole), "operation {crash_at}");
     }
 }
 

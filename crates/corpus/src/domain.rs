@@ -74,6 +74,11 @@ impl PreparedDomain {
         self.index.rows
     }
 
+    /// Whether its documents have parts that the loss can exclude.
+    pub fn has_mask(&self) -> bool {
+        self.manifest.is_masked()
+    }
+
     /// Number of training tokens.
     pub fn tokens(&self) -> u64 {
         self.manifest.tokens

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    CorpusError, DomainSource, FileFormat, Limits, PrepareOptions, Template, TokenizerFolder,
+    CorpusError, DomainSource, FileFormat, Limits, PrepareOptions, Template, TokenSource,
+    TokenizerFolder,
     source::{SourceFile, Use},
 };
 
@@ -68,6 +69,11 @@ pub(crate) struct MadeFrom {
     pub(crate) format: Option<FileFormat>,
     pub(crate) text: String,
     pub(crate) prompt: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) chat: Option<MadeFromChat>,
+    /// The field that holds token ids. Manifests of texts do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tokens: Option<String>,
     pub(crate) only: Option<(String, String)>,
     pub(crate) limits: Limits,
     /// The seed that chooses documents; `None` if no limit needs it.
@@ -79,6 +85,14 @@ pub(crate) struct MadeFrom {
     pub(crate) tokenizer_hash: String,
 }
 
+/// What conversations depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MadeFromChat {
+    pub(crate) messages: String,
+    pub(crate) tools: String,
+    pub(crate) template_hash: String,
+}
+
 impl MadeFrom {
     /// Returns the current inputs of a domain.
     pub(crate) fn now(
@@ -86,6 +100,9 @@ impl MadeFrom {
         domain: &DomainSource,
         tokenizer: &TokenizerFolder,
     ) -> Result<Self, CorpusError> {
+        if let Some(tokens) = &domain.tokens {
+            check_tokenizer(&domain.name, tokens, tokenizer)?;
+        }
         let source = |template: &Template| template.source().to_owned();
         Ok(Self {
             sources: domain.expand(&domain.files)?,
@@ -93,6 +110,12 @@ impl MadeFrom {
             format: domain.format,
             text: source(&domain.text),
             prompt: domain.prompt.as_ref().map(source),
+            chat: domain.chat.as_ref().map(|chat| MadeFromChat {
+                messages: chat.messages.clone(),
+                tools: chat.tools.clone(),
+                template_hash: chat.template.hash().to_owned(),
+            }),
+            tokens: domain.tokens_field().cloned(),
             only: domain.only.clone(),
             limits: domain.limits,
             seed: domain.limits.chooses().then_some(options.seed),
@@ -125,9 +148,16 @@ impl MadeFrom {
         if of_files.is_some() {
             return of_files;
         }
+        if let (Some(then), Some(now)) = (&self.chat, &now.chat)
+            && then.template_hash != now.template_hash
+        {
+            return Some("the chat template has changed".to_owned());
+        }
         let settings = [
+            ("messages_field or tools_field", self.chat != now.chat),
             ("text_template or text_field", self.text != now.text),
             ("prompt_template", self.prompt != now.prompt),
+            ("tokens_field", self.tokens != now.tokens),
             ("filter_field or filter_value", self.only != now.only),
             (
                 "max_bytes, max_documents, max_tokens, min_document_bytes or max_document_bytes",
@@ -157,6 +187,25 @@ impl MadeFrom {
     }
 }
 
+/// Checks that the tokenizer that made a domain's ids is the corpus's.
+fn check_tokenizer(
+    domain: &str,
+    tokens: &TokenSource,
+    corpus: &TokenizerFolder,
+) -> Result<(), CorpusError> {
+    let theirs_hash = TokenizerFolder::hash_file(&tokens.tokenizer)?;
+    if theirs_hash == corpus.file_hash() {
+        return Ok(());
+    }
+    Err(CorpusError::OtherTokenizer {
+        domain: domain.to_owned(),
+        theirs: tokens.tokenizer.clone(),
+        theirs_hash,
+        ours: corpus.folder().to_owned(),
+        ours_hash: corpus.file_hash().to_owned(),
+    })
+}
+
 fn files_differ(then: &[SourceFile], now: &[SourceFile]) -> Option<String> {
     for source in now {
         match then.iter().find(|old| old.path == source.path) {
@@ -175,7 +224,8 @@ fn files_differ(then: &[SourceFile], now: &[SourceFile]) -> Option<String> {
 impl Manifest {
     /// Whether its documents have a loss mask.
     pub(crate) fn is_masked(&self) -> bool {
-        self.made_from.prompt.is_some()
+        let from = &self.made_from;
+        from.prompt.is_some() || from.chat.is_some() || from.tokens.is_some()
     }
 
     /// Reads the manifest of a prepared domain; `None` if there is none.

@@ -30,6 +30,8 @@ pub struct PrepareOptions {
     pub max_bad_fraction: f64,
     /// Bytes of text to tokenize at a time: enough to use all cores, with little memory.
     pub batch_bytes: u64,
+    /// Number of documents whose hashes are held in memory at a time. Those of more documents go to temporary files.
+    pub documents_in_memory: usize,
 }
 
 /// How documents become sequences of a fixed length.
@@ -73,10 +75,32 @@ pub enum ValidationSplit {
 pub struct Progress {
     /// Whether the call is still waiting for another process that prepares in the same folder.
     pub waiting: bool,
-    /// The domain.
+    /// What is done now.
+    pub phase: PreparePhase,
+    /// The domain, or a list of the domains that are read together.
     pub domain: String,
-    /// Bytes of text tokenized.
+    /// Bytes of source files read in a survey; bytes of text tokenized after that.
     pub bytes: u64,
-    /// Total bytes of text.
+    /// The number of these bytes at the end of the phase.
     pub total_bytes: u64,
+}
+
+/// The two readings of a source.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PreparePhase {
+    /// The first reading finds the documents and decides how to use each of them.
+    #[default]
+    Surveying,
+    /// The second reading tokenizes them.
+    Tokenizing,
+}
+
+/// The name in status lines.
+impl fmt::Display for PreparePhase {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Surveying => "surveying",
+            Self::Tokenizing => "tokenizing",
+        })
+    }
 }

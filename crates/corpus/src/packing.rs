@@ -4,7 +4,7 @@ use std::{
     cmp::Reverse,
     collections::BTreeSet,
     fs::File,
-    io::Write,
+    io::{self, BufWriter, Write},
     iter,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -30,7 +30,8 @@ pub(crate) fn index_file(folder: &Path, packing: Packing, sequence_length: usize
     folder.join(format!("rows-{packing}-{sequence_length}.bin"))
 }
 
-/// Writes a row index and returns the number of sequences.
+/// Writes a row index and returns the number of sequences. Joined documents are read piece by piece, while `best_fit`
+/// holds a list of all documents in memory.
 pub(crate) fn write_index(
     path: &Path,
     packing: Packing,
@@ -38,54 +39,129 @@ pub(crate) fn write_index(
     documents: u64,
     sequence_length: u64,
 ) -> Result<u64, CorpusError> {
-    let lengths = tokens.lengths(documents)?;
-    let (rows, spans) = match packing {
-        Packing::Concat | Packing::ConcatMasked => concat(&lengths, sequence_length),
-        Packing::BestFit => best_fit(&lengths, sequence_length),
-    };
-    let count = rows.len() as u64 - 1;
-    let of_span = |span: Span| [span.document, span.offset, span.tokens];
-    let numbers = iter::once(count).chain(rows);
-    let mut numbers = numbers.chain(spans.into_iter().flat_map(of_span));
-    ddk_files::replace(path, |out| {
-        let mut sums = Vec::new();
-        loop {
-            let of_block = numbers.by_ref().take(BLOCK_BYTES as usize / 8);
-            let block: Vec<u8> = of_block.flat_map(u64::to_le_bytes).collect();
-            if block.is_empty() {
-                break;
+    let mut packed = Ok(0);
+    let written = ddk_files::replace(path, |out| {
+        let mut index = IndexWriter {
+            path,
+            out,
+            block: Vec::with_capacity(BLOCK_BYTES as usize),
+            sums: Vec::new(),
+        };
+        packed = match packing {
+            Packing::Concat | Packing::ConcatMasked => {
+                concat(tokens, documents, sequence_length, &mut index)
             }
-            out.write_all(&block)?;
-            sums.extend_from_slice(blake3::hash(&block).as_bytes());
+            Packing::BestFit => {
+                let lengths = tokens.lengths(documents);
+                lengths.and_then(|lengths| index.write_all(best_fit(&lengths, sequence_length)))
+            }
+        };
+        if packed.is_err() {
+            return Err(io::ErrorKind::Other.into());
         }
-        out.write_all(&sums)?;
-        out.write_all(blake3::hash(&sums).as_bytes())
-    })?;
-    Ok(count)
+        index.finish()
+    });
+    let rows = packed?;
+    written?;
+    Ok(rows)
+}
+
+/// Writes the numbers of a row index.
+struct IndexWriter<'a> {
+    path: &'a Path,
+    out: &'a mut BufWriter<File>,
+    block: Vec<u8>,
+    sums: Vec<u8>,
+}
+
+impl IndexWriter<'_> {
+    fn write(&mut self, numbers: &[u64]) -> Result<(), CorpusError> {
+        for number in numbers {
+            self.block.extend_from_slice(&number.to_le_bytes());
+            if self.block.len() as u64 == BLOCK_BYTES {
+                let ended = self.end_block();
+                ended.map_err(CorpusError::io("write", self.path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_span(&mut self, span: Span) -> Result<(), CorpusError> {
+        self.write(&[span.document, span.offset, span.tokens])
+    }
+
+    fn write_all(&mut self, (rows, spans): Packed) -> Result<u64, CorpusError> {
+        let count = rows.len() as u64 - 1;
+        self.write(&[count])?;
+        self.write(&rows)?;
+        let mut spans = spans.into_iter();
+        spans.try_for_each(|span| self.write_span(span))?;
+        Ok(count)
+    }
+
+    fn end_block(&mut self) -> io::Result<()> {
+        self.out.write_all(&self.block)?;
+        let sum = blake3::hash(&self.block);
+        self.sums.extend_from_slice(sum.as_bytes());
+        self.block.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        if !self.block.is_empty() {
+            self.end_block()?;
+        }
+        self.out.write_all(&self.sums)?;
+        self.out.write_all(blake3::hash(&self.sums).as_bytes())
+    }
 }
 
 /// For each sequence the number of spans before it, and the total; then all spans.
 type Packed = (Vec<u64>, Vec<Span>);
 
 /// Joins all documents (each with its end token) and cuts them every `length` tokens. A last sequence of a single
-/// token predicts nothing and is left out.
-fn concat(lengths: &[u64], length: u64) -> Packed {
-    let (mut rows, mut spans, mut row_length) = (vec![0], Vec::new(), 0);
-    for (document, &tokens) in (0..).zip(lengths) {
-        for span in cut(document, tokens, length - row_length, length) {
-            row_length = (row_length + span.tokens) % length;
-            spans.push(span);
-            if row_length == 0 {
-                rows.push(spans.len() as u64);
+/// token predicts nothing and is left out. Returns the number of sequences.
+fn concat(
+    tokens: &Tokens,
+    documents: u64,
+    length: u64,
+    index: &mut IndexWriter<'_>,
+) -> Result<u64, CorpusError> {
+    // Passes each span, and whether it ends a sequence.
+    let spans = |each: &mut dyn FnMut(Span, bool) -> Result<(), CorpusError>| {
+        let mut row_length = 0;
+        tokens.each_length(documents, |document, tokens| {
+            for span in cut(document, tokens, length - row_length, length) {
+                row_length = (row_length + span.tokens) % length;
+                each(span, row_length == 0)?;
             }
-        }
+            Ok(())
+        })
+    };
+    let total = tokens.total(documents)?;
+    let (rest, count) = (
+        total % length,
+        total / length + u64::from(total % length > 1),
+    );
+    index.write(&[count, 0])?;
+    let mut before = 0_u64;
+    spans(&mut |_, ends_row| {
+        before += 1;
+        let row: &[u64] = if ends_row { &[before] } else { &[] };
+        index.write(row)
+    })?;
+    if rest > 1 {
+        index.write(&[before])?;
     }
-    if row_length > 1 {
-        rows.push(spans.len() as u64);
-    } else if row_length == 1 {
-        spans.pop();
+    let mut last = None;
+    spans(&mut |span, _| match last.replace(span) {
+        Some(span) => index.write_span(span),
+        None => Ok(()),
+    })?;
+    if let Some(span) = last.filter(|_| rest != 1) {
+        index.write_span(span)?;
     }
-    (rows, spans)
+    Ok(count)
 }
 
 /// Cuts a document after `first` tokens and then every `length` tokens.

@@ -4,6 +4,7 @@ use std::fs;
 
 use crate::{
     CorpusError, DomainSource, PrepareOptions, Progress, TokenizerFolder, checksums,
+    group::{Group, Member, groups},
     lock::lock,
     manifest::{MadeFrom, Manifest},
     packing::{RowIndex, index_file, write_index},
@@ -40,9 +41,9 @@ pub struct DomainReport {
 
 /// Prepares the domains that are missing or stale (with `force`, all of them) and reports on each domain.
 ///
-/// It writes a domain to a folder beside the final one, and renames that folder once it is complete and durable. After
-/// an interruption, the next call resumes with what was written. If another process is preparing in the same folder,
-/// the call waits for it.
+/// It reads domains that a field tells apart together. It writes a domain to a folder beside the final one, and renames
+/// that folder once it is complete and durable. After an interruption, the next call resumes with what was written. If
+/// another process is preparing in the same folder, the call waits for it.
 ///
 /// # Errors
 /// If a source cannot be used, holds too many bad records or holds too little text. Also if a prepared file cannot be
@@ -59,11 +60,16 @@ pub fn prepare(
     }
     ddk_files::create_folder(&options.folder)?;
     let _lock = lock(&options.folder, progress)?;
-    options
-        .domains
-        .iter()
-        .map(|domain| prepare_domain(options, domain, tokenizer, force, progress))
-        .collect()
+    let members = options.domains.iter();
+    let members: Vec<Member> = members
+        .map(|domain| find(options, domain, tokenizer, force))
+        .collect::<Result<_, _>>()?;
+    let mut reports = Vec::new();
+    for group in groups(members) {
+        reports.extend(prepare_group(options, group, tokenizer, progress)?);
+    }
+    reports.sort_by_key(|(number, _)| *number);
+    Ok(reports.into_iter().map(|(_, report)| report).collect())
 }
 
 /// Reports on the domains as they are prepared, even if their sources have changed. Writes only missing row indexes;
@@ -98,25 +104,51 @@ fn read_manifest(options: &PrepareOptions, domain: &DomainSource) -> Result<Mani
     })
 }
 
-/// The caller must hold the lock.
-fn prepare_domain(
+/// Cleans up after an interrupted process, and finds out whether a domain is prepared. The caller must hold the lock.
+fn find<'a>(
     options: &PrepareOptions,
-    domain: &DomainSource,
+    domain: &'a DomainSource,
     tokenizer: &TokenizerFolder,
     force: bool,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<DomainReport, CorpusError> {
-    let now = MadeFrom::now(options, domain, tokenizer)?;
+) -> Result<Member<'a>, CorpusError> {
+    let made_from = MadeFrom::now(options, domain, tokenizer)?;
     let places = writing::places(&options.folder, &domain.name);
-    writing::recover(&places, &now)?;
-    let current =
-        Manifest::read(&places.folder)?.filter(|manifest| !force && manifest.made_from == now);
-    let prepared = current.is_none();
-    let manifest = match current {
-        Some(manifest) => manifest,
-        None => tokenize(options, domain, tokenizer, now, &places, progress)?,
+    let spool = writing::spool(&options.folder, &domain.name);
+    ddk_files::remove(&spool)?;
+    writing::recover(&places, &made_from)?;
+    let current = Manifest::read(&places.folder)?;
+    let current = current.filter(|manifest| !force && manifest.made_from == made_from);
+    Ok(Member {
+        domain,
+        made_from,
+        places,
+        spool,
+        current,
+    })
+}
+
+/// Prepares the domains of a group together, and reports on each of them with its number. The caller must hold the
+/// lock.
+fn prepare_group(
+    options: &PrepareOptions,
+    group: Group<'_>,
+    tokenizer: &TokenizerFolder,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<(usize, DomainReport)>, CorpusError> {
+    let prepared = group.members.iter().all(|member| member.current.is_none());
+    let numbers = group.numbers.clone();
+    let domains: Vec<&DomainSource> = group.domains.clone();
+    let manifests = if prepared {
+        tokenize(options, group, tokenizer, progress)?
+    } else {
+        let members = group.members.into_iter();
+        members.filter_map(|member| member.current).collect()
     };
-    report(options, domain, &manifest, prepared)
+    let all = numbers.into_iter().zip(domains).zip(manifests);
+    all.map(|((number, domain), manifest)| {
+        Ok((number, report(options, domain, &manifest, prepared)?))
+    })
+    .collect()
 }
 
 /// Reports on a prepared domain. Writes its row index if it is missing; the caller must then hold the lock.

@@ -53,9 +53,9 @@ pub(crate) struct Quarantine {
     pub(crate) bad: u64,
     pub(crate) records: u64,
     /// Bytes of all files.
-    pub(crate) bytes: u64,
+    bytes: u64,
     /// Bytes of the files that could not be read to their end. The number of records lost in them is unknown.
-    pub(crate) damaged_bytes: u64,
+    damaged_bytes: u64,
     /// The place where the first such file could not be read.
     damaged: Option<Quarantined>,
     /// Number of bad records in the current file, and the index in the list of its first one.
@@ -67,6 +67,14 @@ pub(crate) struct Quarantine {
 }
 
 impl Quarantine {
+    /// Starts with no records. `bytes`: those of all files.
+    pub(crate) fn of(bytes: u64) -> Self {
+        Self {
+            bytes,
+            ..Self::default()
+        }
+    }
+
     /// Starts the next file.
     pub(crate) fn begin_file(&mut self) {
         self.current = (0, self.list.len());

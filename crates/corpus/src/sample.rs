@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    CorpusError, DomainSource, FileFormat, Quarantined, Template, documents::read, error::having,
+    CorpusError, DomainSource, FileFormat, Quarantined, Template, document::Document,
+    documents::read, error::having,
 };
 
 /// Maximum number of records in a sample.
@@ -22,6 +23,9 @@ pub struct FirstRecords {
     pub first_bad: Option<Quarantined>,
     /// The fields of the first record that lacks the required one.
     pub fields: Vec<String>,
+    /// Number of conversations with turns of the assistant that are not learned, because the chat template changes
+    /// them once other messages follow.
+    pub rewritten: u64,
 }
 
 impl FirstRecords {
@@ -54,7 +58,17 @@ pub fn sample(source: &DomainSource) -> Result<FirstRecords, CorpusError> {
             let record = record?;
             sample.records += 1;
             match record.document {
-                Ok(document) => bytes += document.bytes(),
+                Ok(document) => {
+                    bytes += document.bytes();
+                    let rewritten = matches!(
+                        document,
+                        Document::Conversation {
+                            rewritten: true,
+                            ..
+                        }
+                    );
+                    sample.rewritten += u64::from(rewritten);
+                }
                 Err(unusable) => {
                     sample.bad += 1;
                     if sample.fields.is_empty() {
@@ -83,8 +97,8 @@ pub fn sample(source: &DomainSource) -> Result<FirstRecords, CorpusError> {
 pub fn first_document(source: &DomainSource) -> Result<Option<String>, CorpusError> {
     for file in source.expand(&source.files)? {
         for record in read(&file, source)? {
-            if let Ok(document) = record?.document {
-                return Ok(Some(document.prompt.unwrap_or_default() + &document.text));
+            if let Some(text) = record?.document.ok().and_then(Document::into_whole_text) {
+                return Ok(Some(text));
             }
         }
     }
@@ -99,13 +113,15 @@ pub fn field_values(source: &DomainSource, path: &str) -> Result<Vec<String>, Co
     let by_field = DomainSource {
         text: Template::field(path),
         prompt: None,
+        chat: None,
+        tokens: None,
         ..source.clone()
     };
     let mut values = BTreeSet::new();
     for file in by_field.expand(&by_field.files)? {
         if file.format.records != FileFormat::Text {
             for record in read(&file, &by_field)? {
-                values.extend(record?.document.ok().map(|document| document.text));
+                values.extend(record?.document.ok().and_then(Document::into_whole_text));
             }
         }
     }

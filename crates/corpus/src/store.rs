@@ -316,12 +316,39 @@ impl Tokens {
 
     /// Returns the length of each document, in order.
     pub(crate) fn lengths(&self, documents: u64) -> Result<Vec<u64>, CorpusError> {
+        let mut lengths = Vec::with_capacity(documents as usize);
+        self.each_length(documents, |_, length| {
+            lengths.push(length);
+            Ok(())
+        })?;
+        Ok(lengths)
+    }
+
+    /// Passes the number and the length of each document to `each`, in order.
+    pub(crate) fn each_length(
+        &self,
+        documents: u64,
+        mut each: impl FnMut(u64, u64) -> Result<(), CorpusError>,
+    ) -> Result<(), CorpusError> {
+        const PIECE: u64 = BLOCK_BYTES / 8;
         let ends = &self.tokens.ends;
-        let numbers = ends.u64s(0, documents as usize + 1)?;
-        let lengths = numbers.windows(2).map(|pair| pair[1].checked_sub(pair[0]));
         let reason = "has documents that end before they start";
-        let lengths: Option<Vec<u64>> = lengths.collect();
-        lengths.ok_or_else(|| CorpusError::lost(&ends.path, reason))
+        let lost = || CorpusError::lost(&ends.path, reason);
+        let mut start = 0;
+        for first in (0..documents).step_by(PIECE as usize) {
+            let count = PIECE.min(documents - first);
+            let piece = ends.u64s(first + 1, count as usize)?;
+            for (document, end) in (first..).zip(piece) {
+                each(document, end.checked_sub(start).ok_or_else(lost)?)?;
+                start = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the number of tokens of all documents.
+    pub(crate) fn total(&self, documents: u64) -> Result<u64, CorpusError> {
+        Ok(self.tokens.ends.u64s(documents, 1)?[0])
     }
 
     /// Returns the tokens `start..start + count`.

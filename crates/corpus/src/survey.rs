@@ -1,103 +1,229 @@
-//! Reads a domain for the first time, to find its documents and decide how to use each of them.
+//! Reads domains for the first time, to find their documents and decide how to use each of them.
 
-use std::{cell::LazyCell, collections::HashSet};
+use std::{cell::LazyCell, ops::ControlFlow, path::Path, sync::atomic::Ordering};
 
 use crate::{
-    CorpusError, DomainSource, PrepareOptions, ValidationSplit, documents,
-    manifest::MadeFrom,
-    quarantine::Quarantine,
+    CorpusError, DomainSource, PrepareOptions, PreparePhase, Progress,
+    blocks::{Found, Reading},
+    choice::{Candidates, Choice, choose},
+    documents::{self, Passed, Record},
+    group::Group,
+    quarantine::{Quarantine, Unusable},
     source::{SourceFile, Use},
+    spool::{Checks, Entries, Entry},
 };
 
-/// A document as the first reading records it. It takes 24 bytes, so that a hundred million fit in memory.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Seen {
-    pub(crate) hash: [u8; 16],
-    pub(crate) bytes: u32,
-    pub(crate) usage: Use,
-}
-
-#[derive(Default)]
+/// What the first reading found out about a domain.
 pub(crate) struct Survey {
-    /// In reading order: documents of validation files come first.
-    pub(crate) documents: Vec<Seen>,
-    pub(crate) duplicates: u64,
+    pub(crate) choice: Choice,
+    pub(crate) checks: Checks,
     /// Number of documents left out because they are shorter than the limit.
     pub(crate) short: u64,
     pub(crate) quarantine: Quarantine,
 }
 
+/// Bytes of source files between two reports of progress.
+const REPORTED_EVERY: u64 = 1 << 20;
+
+/// Reads the files of a group once, for all its domains.
 pub(crate) fn survey(
     options: &PrepareOptions,
-    domain: &DomainSource,
-    sources: &MadeFrom,
-) -> Result<Survey, CorpusError> {
-    let (mut survey, mut known) = (Survey::default(), HashSet::new());
-    let files: Vec<(&SourceFile, Use)> = sources.files().collect();
-    let read_files = files
-        .iter()
-        .filter(|(file, _)| documents::is_of(file, domain));
-    survey.quarantine.bytes = read_files.map(|(file, _)| file.bytes).sum();
-    let following = LazyCell::new(|| following(&files, domain));
-    for (number, &(file, usage)) in files.iter().enumerate() {
-        survey.quarantine.begin_file();
-        for record in documents::read(file, domain)? {
-            let record = record?;
-            survey.quarantine.records += 1;
-            match record.document {
-                Ok(document) => {
-                    let (hash, bytes) = (document.hash(), document.bytes());
-                    let short = bytes < domain.limits.shortest;
-                    // Validation files are read first, so DDK never trains on a text that they contain.
-                    let new = !short && known.insert(hash);
-                    survey.short += u64::from(short);
-                    survey.duplicates += u64::from(!short && !new);
-                    survey.documents.push(Seen {
-                        hash,
-                        bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
-                        usage: if new { usage } else { Use::Nothing },
-                    });
-                }
-                Err(unusable) => {
-                    let lost = record.ends_file.then_some(file.bytes);
-                    let quarantine = &mut survey.quarantine;
-                    quarantine.add(&domain.name, &file.path, record.line, unusable, lost);
-                }
-            }
-            let quarantine = &survey.quarantine;
-            let due = record.ends_file || quarantine.records.is_multiple_of(CHECKED_EVERY);
-            let more = || Some(record.more?.saturating_add(following[number]?));
-            if due && quarantine.is_hopeless(options.max_bad_fraction, more) {
-                quarantine.check(&domain.name, options.max_bad_fraction, false)?;
-            }
+    group: &Group<'_>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<Survey>, CorpusError> {
+    let files = group.files();
+    let reading = Reading {
+        files: files.iter().map(|(file, _)| *file).collect(),
+        domains: &group.domains,
+        passed: Passed::new(0),
+    };
+    let total_bytes = reading.files.iter().map(|file| file.bytes).sum();
+    let mut tell = |bytes| {
+        progress(Progress {
+            phase: PreparePhase::Surveying,
+            domain: group.name(),
+            bytes,
+            total_bytes,
+            ..Progress::default()
+        });
+    };
+    tell(0);
+    let most = options.documents_in_memory / group.domains.len().max(1);
+    let members = group.members.iter();
+    let mut surveys: Vec<Surveying> = members
+        .map(|member| Surveying::new(member.domain, &member.spool, most, &files))
+        .collect();
+    let all_files = &files;
+    let domains = group.domains.iter();
+    let later: Vec<_> = domains
+        .map(|domain| LazyCell::new(move || following(all_files, domain)))
+        .collect();
+    let mut told = 0;
+    reading.each(Seen::of, |found| {
+        let (file, usage) = files[found.file];
+        let survey = &mut surveys[found.domain];
+        let (number, later) = (found.file, &later[found.domain]);
+        let after = || later[number];
+        survey.add(found, file, usage, options.max_bad_fraction, after)?;
+        let passed = reading.passed.load(Ordering::Relaxed);
+        if passed >= told + REPORTED_EVERY {
+            told = passed;
+            tell(passed.min(total_bytes));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    tell(total_bytes);
+    let members = surveys.into_iter().zip(&group.members);
+    members
+        .map(|(survey, member)| survey.finish(options, &member.spool, most))
+        .collect()
+}
+
+/// What the first reading needs of a record.
+struct Seen {
+    line: u64,
+    /// The document's hash and its bytes.
+    document: Result<([u8; 16], u64), Unusable>,
+    ends_file: bool,
+    more: Option<u64>,
+}
+
+impl Seen {
+    fn of(record: Record) -> Self {
+        let document = record.document;
+        Self {
+            line: record.line,
+            document: document.map(|document| (document.hash(), document.bytes())),
+            ends_file: record.ends_file,
+            more: record.more,
         }
     }
-    drop(known);
-    survey
-        .quarantine
-        .check(&domain.name, options.max_bad_fraction, true)?;
-    choose(options, domain, &mut survey.documents);
-    let has = |usage| survey.documents.iter().any(|seen| seen.usage == usage);
-    let what = if survey.documents.is_empty() {
-        "is empty: none of its files contains text"
-    } else if !has(Use::Train) {
-        "has no document to train on: add files, or lower corpus.validation_fraction"
-    } else if has(Use::Validation) {
-        return Ok(survey);
-    } else if survey.documents.len() == 1 {
-        "has only one document, and validation needs another one (files of records end in .jsonl or .parquet)"
-    } else {
-        "has no validation document: add files, or raise corpus.validation_fraction"
-    };
-    Err(CorpusError::TooLittle {
-        domain: domain.name.clone(),
-        what,
-    })
 }
 
 /// Number of records between checks for too many bad ones. A domain with fewer records is read to its end, so its
 /// error counts all of them.
 const CHECKED_EVERY: u64 = 1000;
+
+/// A domain that is being surveyed.
+struct Surveying<'a> {
+    domain: &'a DomainSource,
+    entries: Entries,
+    checks: Checks,
+    documents: u64,
+    from_validation_files: u64,
+    short: u64,
+    quarantine: Quarantine,
+    /// The number of the file that the last record came from.
+    file: Option<usize>,
+}
+
+impl<'a> Surveying<'a> {
+    /// `most`: the number of documents to hold in memory.
+    fn new(
+        domain: &'a DomainSource,
+        spool: &Path,
+        most: usize,
+        files: &[(&SourceFile, Use)],
+    ) -> Self {
+        let read_files = files
+            .iter()
+            .filter(|(file, _)| documents::is_of(file, domain));
+        Self {
+            domain,
+            entries: Entries::new(spool, most),
+            checks: Checks::new(spool, most),
+            documents: 0,
+            from_validation_files: 0,
+            short: 0,
+            quarantine: Quarantine::of(read_files.map(|(file, _)| file.bytes).sum()),
+            file: None,
+        }
+    }
+
+    /// Adds a record of a file. `after`: returns the maximum number of usable records in the files after it.
+    fn add(
+        &mut self,
+        found: Found<Seen>,
+        file: &SourceFile,
+        usage: Use,
+        max_bad_fraction: f64,
+        after: impl Fn() -> Option<u64>,
+    ) -> Result<(), CorpusError> {
+        let (record, name) = (found.item, &self.domain.name);
+        if self.file.replace(found.file) != Some(found.file) {
+            self.quarantine.begin_file();
+        }
+        self.quarantine.records += 1;
+        match record.document {
+            Ok((hash, bytes)) => {
+                self.checks.push(hash)?;
+                let is_short = bytes < self.domain.limits.shortest;
+                self.short += u64::from(is_short);
+                if !is_short {
+                    self.entries.push(Entry {
+                        key: hash,
+                        number: self.documents,
+                        bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+                    })?;
+                }
+                self.documents += 1;
+                if usage == Use::Validation {
+                    self.from_validation_files = self.documents;
+                }
+            }
+            Err(unusable) => {
+                let lost = record.ends_file.then_some(file.bytes);
+                self.quarantine
+                    .add(name, &file.path, record.line, unusable, lost);
+            }
+        }
+        let quarantine = &self.quarantine;
+        let due = record.ends_file || quarantine.records.is_multiple_of(CHECKED_EVERY);
+        let more = || Some(record.more?.saturating_add(after()?));
+        if due && quarantine.is_hopeless(max_bad_fraction, more) {
+            quarantine.check(name, max_bad_fraction, false)?;
+        }
+        Ok(())
+    }
+
+    fn finish(
+        self,
+        options: &PrepareOptions,
+        spool: &Path,
+        most: usize,
+    ) -> Result<Survey, CorpusError> {
+        let domain = self.domain;
+        self.quarantine
+            .check(&domain.name, options.max_bad_fraction, true)?;
+        let candidates = Candidates {
+            entries: self.entries,
+            documents: self.documents,
+            from_validation_files: self.from_validation_files,
+        };
+        let choice = choose(options, domain, candidates, Entries::new(spool, most))?;
+        let what = if self.documents == 0 {
+            "is empty: none of its files contains text"
+        } else if choice.train == 0 {
+            "has no document to train on: add files, or lower corpus.validation_fraction"
+        } else if choice.validation > 0 {
+            return Ok(Survey {
+                choice,
+                checks: self.checks,
+                short: self.short,
+                quarantine: self.quarantine,
+            });
+        } else if self.documents == 1 {
+            "has only one document, and validation needs another one (a file of records, such as .jsonl, holds many; \
+             see docs/corpora.md)"
+        } else {
+            "has no validation document: add files, or raise corpus.validation_fraction"
+        };
+        Err(CorpusError::TooLittle {
+            domain: domain.name.clone(),
+            what,
+        })
+    }
+}
 
 /// Returns the maximum number of usable records after each file; `None` if unknown.
 fn following(files: &[(&SourceFile, Use)], domain: &DomainSource) -> Vec<Option<u64>> {
@@ -108,57 +234,4 @@ fn following(files: &[(&SourceFile, Use)], domain: &DomainSource) -> Vec<Option<
         counts[number - 1] = of_file.zip(later).map(|(a, b)| a.saturating_add(b));
     }
     counts
-}
-
-/// Sets documents aside for validation by the hash of their content alone, so that the same text is never on both
-/// sides. Then takes training documents up to the limits, in an order drawn from the seed and the content.
-fn choose(options: &PrepareOptions, domain: &DomainSource, documents: &mut [Seen]) {
-    let own_files = !domain.validation_files.is_empty();
-    let by_count = !own_files && options.validation_split == ValidationSplit::Count;
-    // A hash as a number in [0, 1).
-    let place = |hash| (u128::from_be_bytes(hash) >> 64) as f64 / 2_f64.powi(64);
-    let mut candidates: Vec<&mut Seen> = documents
-        .iter_mut()
-        .filter(|seen| match seen.usage {
-            Use::Train => {
-                by_count || (!own_files && place(seen.hash) < options.validation_fraction)
-            }
-            Use::Validation => true,
-            Use::Nothing => false,
-        })
-        .collect();
-    candidates.sort_unstable_by_key(|seen| seen.hash);
-    for (rank, seen) in candidates.into_iter().enumerate() {
-        if rank < options.validation_documents {
-            seen.usage = Use::Validation;
-        } else if !by_count {
-            // With `Count`, documents that validation does not need are trained on.
-            seen.usage = Use::Nothing;
-        }
-    }
-    if !domain.limits.chooses() {
-        return;
-    }
-    let mut rest: Vec<([u8; 32], &mut Seen)> = documents
-        .iter_mut()
-        .filter(|seen| seen.usage == Use::Train)
-        .map(|seen| {
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(&options.seed.to_le_bytes());
-            hasher.update(&seen.hash);
-            (hasher.finalize().into(), seen)
-        })
-        .collect();
-    rest.sort_unstable_by_key(|(order, _)| *order);
-    let (mut bytes, mut count) = (0, 0);
-    for (_, seen) in rest {
-        let more = bytes + u64::from(seen.bytes);
-        let fits = domain.limits.bytes.is_none_or(|most| more <= most)
-            && domain.limits.documents.is_none_or(|most| count < most);
-        if fits {
-            (bytes, count) = (more, count + 1);
-        } else {
-            seen.usage = Use::Nothing;
-        }
-    }
 }

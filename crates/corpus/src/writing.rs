@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     CorpusError, DomainSource, TokenizerFolder,
     checksums::{self, BLOCK_BYTES, CHECKSUMS_FILE},
-    documents::Document,
+    document::Document,
     manifest::{DATA_FILES, FORMAT, MANIFEST, MadeFrom, Manifest},
     quarantine::QUARANTINE_FILE,
     source::Use,
@@ -28,6 +28,11 @@ pub(crate) fn places(corpus: &Path, domain: &str) -> Swap {
         temporary: corpus.join(format!(".{domain}.tmp")),
         old: corpus.join(format!(".{domain}.old")),
     }
+}
+
+/// The name that the temporary files of a domain's survey have for a moment.
+pub(crate) fn spool(corpus: &Path, domain: &str) -> PathBuf {
+    corpus.join(format!(".{domain}.survey"))
 }
 
 /// Moves the finished folder into place.
@@ -52,7 +57,7 @@ pub(crate) fn recover(places: &Swap, wanted: &MadeFrom) -> Result<(), CorpusErro
 pub(crate) struct Saved {
     made_from: MadeFrom,
     /// Number of documents (used or not) that the files cover.
-    pub(crate) documents: usize,
+    pub(crate) documents: u64,
     train: Written,
     validation: Written,
     text_bytes: u64,
@@ -67,7 +72,7 @@ const SAVED: &str = "progress.json";
 pub(crate) struct Batch {
     pub(crate) documents: Vec<(Document, Use)>,
     /// Number of documents read so far, used or not.
-    pub(crate) read: usize,
+    pub(crate) read: u64,
     /// Bytes of text since the previous batch, including skipped text.
     pub(crate) bytes: u64,
 }
@@ -108,7 +113,7 @@ impl<'a> Writing<'a> {
             ddk_files::create_folder(folder)?;
         }
         let saved = found.unwrap_or(nothing);
-        let (width, masked) = (tokenizer.token_bytes(), domain.prompt.is_some());
+        let (width, masked) = (tokenizer.token_bytes(), domain.is_masked());
         Ok(Self {
             train: TokenWriter::open(folder, "", width, masked, saved.train)?,
             validation: TokenWriter::open(folder, "validation-", width, masked, saved.validation)?,
@@ -181,7 +186,7 @@ impl<'a> Writing<'a> {
             text_bytes: self.saved.text_bytes,
             validation_tokens: self.validation.written.tokens,
             validation_documents: self.validation.written.documents,
-            duplicates: survey.duplicates,
+            duplicates: survey.choice.duplicates,
             short: survey.short,
             quarantined: survey.quarantine.bad,
             files,

@@ -12,7 +12,7 @@ mod common;
 use std::{fs, path::Path, process::Command, sync::Arc};
 
 use common::{Place, data_files, sentence};
-use ddk_corpus::{CorpusError, DomainReport, Quarantined, ValidationSplit, prepare};
+use ddk_corpus::{CorpusError, DomainReport, PreparePhase, Quarantined, ValidationSplit, prepare};
 use parquet::{
     data_type::{ByteArray, ByteArrayType},
     file::{properties::WriterProperties, writer::SerializedFileWriter},
@@ -210,7 +210,9 @@ fn a_limit_on_tokens_takes_the_first_documents_and_ends_the_tokenizing() {
     let mut batches = Vec::new();
     let mut make = |options: &ddk_corpus::PrepareOptions| {
         let mut count = 0;
-        let reports = prepare(options, &place.tokenizer(), false, &mut |_| count += 1);
+        let reports = prepare(options, &place.tokenizer(), false, &mut |progress| {
+            count += u64::from(progress.phase == PreparePhase::Tokenizing);
+        });
         batches.push(count);
         (
             reports.unwrap().remove(0),

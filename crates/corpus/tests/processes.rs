@@ -16,7 +16,7 @@ use std::{
 };
 
 use common::{Place, data_files, sentence};
-use ddk_corpus::{prepare, stale};
+use ddk_corpus::{PreparePhase, prepare, stale};
 
 /// The tests below run this as a child. It prepares the folder from the environment and prints one line per batch.
 #[test]
@@ -27,7 +27,9 @@ fn child_that_prepares() {
     let place = Place::at(Path::new(&folder));
     let options = place.options(vec![place.source("records", "records.jsonl")]);
     prepare(&options, &place.tokenizer(), false, &mut |progress| {
-        println!("batch {}", progress.bytes);
+        if progress.phase == PreparePhase::Tokenizing {
+            println!("batch {}", progress.bytes);
+        }
     })
     .unwrap();
     println!("done");

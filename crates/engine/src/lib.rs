@@ -7,8 +7,10 @@
 //! counts per thread.
 //!
 //! ```
+//! use ddk_engine::{Schedule, Shape};
 //! // Linear warmup, then a cosine decay.
-//! let schedule = ddk_engine::Schedule { peak: 3e-5, end: 3e-6, warmup_steps: 100, total_steps: 1000 };
+//! let shape = Shape::Cosine;
+//! let schedule = Schedule { shape, peak: 3e-5, end: 3e-6, warmup_steps: 100, total_steps: 1000 };
 //! assert_eq!(schedule.learning_rate(50), 1.5e-5);
 //! assert_eq!(schedule.learning_rate(1000), 3e-6);
 //! ```
@@ -49,7 +51,7 @@ pub use labels::LabelFormat;
 pub use options::StudentOptions;
 pub use parallel::Parallel;
 pub use perplexity::Evaluation;
-pub use schedule::Schedule;
+pub use schedule::{DecayForm, DecaySteps, Schedule, Shape};
 pub use snapshot::{MOMENTS_FILE, WEIGHTS_FILE};
 pub use student::Student;
 pub use teacher::{Teacher, TeacherOutput};

@@ -1,11 +1,55 @@
-//! The learning rate of each step: linear warm-up, then cosine decay to the end value.
+//! The learning rate of each step: linear warm-up, then one of four shapes down to the end value.
 
-/// Linear warm-up from 0 to `peak` over `warmup_steps`, then a cosine from `peak` to `end` at `total_steps`.
+use std::f64::consts::PI;
+
+/// How the learning rate falls after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Shape {
+    /// Half a cosine from the peak to the end value.
+    Cosine,
+    /// A straight line from the peak to the end value.
+    Linear,
+    /// The peak for the rest of the run. The end value has no effect.
+    Constant,
+    /// Warm-up, stable, decay: the peak, then a decay to the end value over the last steps.
+    Wsd {
+        /// How long the decay takes.
+        steps: DecaySteps,
+        /// How it falls.
+        form: DecayForm,
+    },
+}
+
+/// The length of the decay at the end of [`Shape::Wsd`]. A decay that would begin within the warm-up begins at its
+/// end.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum DecaySteps {
+    /// A number of steps.
+    Number(u64),
+    /// A fraction of the whole schedule, rounded to the nearest step, at least one.
+    Fraction(f64),
+}
+
+/// How the decay of [`Shape::Wsd`] falls from the peak to the end value, as `get_wsd_schedule` of transformers names
+/// it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DecayForm {
+    /// A straight line.
+    Linear,
+    /// Half a cosine.
+    Cosine,
+    /// One minus the square root of the progress: fast at first, then slower.
+    OneMinusSqrt,
+}
+
+/// Linear warm-up from 0 to `peak` over `warmup_steps`, then `shape` from `peak` to `end` at `total_steps`.
 ///
 /// It is a pure function of the step, so a resumed run needs no state for it. Steps count from 1: the first step
-/// already trains (at `peak / warmup_steps`), and the last one runs at `end`.
+/// already trains (at `peak / warmup_steps`), and the last one runs at `end` unless the shape is constant.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
+    /// How the learning rate falls after the warm-up.
+    pub shape: Shape,
     /// The highest learning rate, reached at the end of the warm-up.
     pub peak: f64,
     /// The learning rate of step `total_steps` and of any step after it.
@@ -22,12 +66,47 @@ impl Schedule {
         if step < self.warmup_steps {
             return self.peak * step as f64 / self.warmup_steps as f64;
         }
-        let span = self.total_steps.saturating_sub(self.warmup_steps);
-        if span == 0 {
+        let start = self.decay_start();
+        let span = self.total_steps.saturating_sub(start);
+        if span == 0 || step < start {
             return self.peak;
         }
-        let progress = ((step - self.warmup_steps) as f64 / span as f64).min(1.0);
-        self.end + (self.peak - self.end) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+        let progress = ((step - start) as f64 / span as f64).min(1.0);
+        // The part of the way from the end value to the peak that is left.
+        let left = match self.shape {
+            Shape::Constant => return self.peak,
+            Shape::Cosine
+            | Shape::Wsd {
+                form: DecayForm::Cosine,
+                ..
+            } => 0.5 * (1.0 + (PI * progress).cos()),
+            Shape::Linear
+            | Shape::Wsd {
+                form: DecayForm::Linear,
+                ..
+            } => 1.0 - progress,
+            Shape::Wsd {
+                form: DecayForm::OneMinusSqrt,
+                ..
+            } => 1.0 - progress.sqrt(),
+        };
+        self.end + (self.peak - self.end) * left
+    }
+
+    /// The last step at the peak: the end of the warm-up, or of the stable part.
+    pub fn decay_start(&self) -> u64 {
+        let Shape::Wsd { steps, .. } = self.shape else {
+            return self.warmup_steps;
+        };
+        let decay = match steps {
+            DecaySteps::Number(steps) => steps,
+            DecaySteps::Fraction(fraction) => {
+                ((fraction * self.total_steps as f64).round() as u64).max(1)
+            }
+        };
+        self.total_steps
+            .saturating_sub(decay)
+            .max(self.warmup_steps)
     }
 }
 
@@ -37,6 +116,7 @@ mod tests {
 
     /// The paper's schedule: 0 to 3e-5 in 1,000 steps, then cosine to 3e-6 at step 30,000.
     const PAPER: Schedule = Schedule {
+        shape: Shape::Cosine,
         peak: 3e-5,
         end: 3e-6,
         warmup_steps: 1_000,
@@ -73,5 +153,34 @@ mod tests {
             ..PAPER
         };
         assert_eq!(only.learning_rate(30_000), 3e-5);
+    }
+
+    #[test]
+    fn a_decay_that_does_not_fit_begins_after_the_warm_up() {
+        let wsd = |steps| Schedule {
+            shape: Shape::Wsd {
+                steps,
+                form: DecayForm::Linear,
+            },
+            ..PAPER
+        };
+        for (steps, start) in [
+            (DecaySteps::Number(6_000), 24_000),
+            (DecaySteps::Fraction(0.2), 24_000),
+            (DecaySteps::Fraction(1.0), 1_000),
+            (DecaySteps::Number(90_000), 1_000),
+            // Less than a step is one step.
+            (DecaySteps::Fraction(1e-9), 29_999),
+        ] {
+            assert_eq!(wsd(steps).decay_start(), start, "{steps:?}");
+        }
+        let late = wsd(DecaySteps::Number(90_000));
+        let linear = Schedule {
+            shape: Shape::Linear,
+            ..PAPER
+        };
+        for step in [1, 999, 1_000, 1_001, 20_000, 30_000, 50_000] {
+            assert_eq!(late.learning_rate(step), linear.learning_rate(step));
+        }
     }
 }

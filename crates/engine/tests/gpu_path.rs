@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_corpus::Sequence;
-use ddk_engine::{AdamWOptions, Parallel, Schedule, Student, StudentOptions, Teacher, Trainable};
+use ddk_engine::{
+    AdamWOptions, Parallel, Schedule, Shape, Student, StudentOptions, Teacher, Trainable,
+};
 use ddk_model::{Architecture, Export, Model, ModelConfig, Placement};
 use ddk_objective::{Divergence, Objective};
 use ddk_torch::on_gpu_path;
@@ -70,6 +72,7 @@ impl Pair {
             adamw: AdamWOptions::default(),
             clip_norm: 0.05,
             schedule: Schedule {
+                shape: Shape::Cosine,
                 peak: 1e-3,
                 end: 1e-4,
                 warmup_steps: 0,

@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_corpus::Sequence;
-use ddk_engine::{AdamWOptions, Parallel, Schedule, Student, StudentOptions, Teacher, Trainable};
+use ddk_engine::{
+    AdamWOptions, Parallel, Schedule, Shape, Student, StudentOptions, Teacher, Trainable,
+};
 use ddk_model::{Architecture, Model, ModelConfig};
 use ddk_objective::Objective;
 use tch::{Device, Kind, Tensor};
@@ -63,6 +65,7 @@ fn vocabularies_padded_differently_distil_on_the_ids_that_both_have() {
         adamw: AdamWOptions::default(),
         clip_norm: 1e9,
         schedule: Schedule {
+            shape: Shape::Cosine,
             peak: 1e-3,
             end: 1e-4,
             warmup_steps: 1,

@@ -6,8 +6,8 @@ use std::{cell::RefCell, fs};
 
 use ddk_corpus::Sequence;
 use ddk_engine::{
-    AdamWOptions, EngineError, Evaluation, Parallel, Schedule, Student, StudentOptions, Teacher,
-    TeacherOutput, Trainable,
+    AdamWOptions, EngineError, Evaluation, Parallel, Schedule, Shape, Student, StudentOptions,
+    Teacher, TeacherOutput, Trainable,
 };
 use ddk_model::{Architecture, Model, ModelConfig};
 use ddk_objective::{Detail, Objective};
@@ -48,6 +48,7 @@ fn options() -> StudentOptions {
         adamw: AdamWOptions::default(),
         clip_norm: 0.05,
         schedule: Schedule {
+            shape: Shape::Cosine,
             peak: 1e-2,
             end: 1e-3,
             warmup_steps: 2,

@@ -6,8 +6,8 @@ use std::{fs, path::Path};
 
 use ddk_corpus::Sequence;
 use ddk_engine::{
-    AdamWOptions, FilterStage, Filters, LayerPair, Parallel, Schedule, Student, StudentOptions,
-    Teacher, Trainable, WEIGHTS_FILE,
+    AdamWOptions, FilterStage, Filters, LayerPair, Parallel, Schedule, Shape, Student,
+    StudentOptions, Teacher, Trainable, WEIGHTS_FILE,
 };
 use ddk_model::{Architecture, Export, LmHead, Model, ModelConfig};
 use ddk_objective::Objective;
@@ -94,6 +94,7 @@ fn options(filters: Option<Filters>, recompute: bool) -> StudentOptions {
         adamw: AdamWOptions::default(),
         clip_norm: 1.0,
         schedule: Schedule {
+            shape: Shape::Cosine,
             peak: 1e-2,
             end: 1e-3,
             warmup_steps: 0,

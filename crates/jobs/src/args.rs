@@ -209,11 +209,11 @@ pub struct Eval {
     /// The settings.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Folder of the model, in Hugging Face format
-    #[arg(long, value_name = "DIR")]
+    /// Model: a folder in Hugging Face format, or a name on the Hub
+    #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
-    /// Folder of a second model; prints its perplexities next to the first model's, and their ratio
-    #[arg(long, value_name = "DIR")]
+    /// Second model; prints its perplexities next to the first model's, and their ratio
+    #[arg(long, value_name = "MODEL")]
     pub baseline: Option<PathBuf>,
     /// Print JSON instead of a table
     #[arg(long)]

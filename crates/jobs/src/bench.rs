@@ -4,19 +4,26 @@
 //! writes no files.
 
 mod products;
+pub(crate) mod quick;
 mod report;
 mod steps;
 
 use std::{
     array,
     io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, anyhow, ensure};
 use ddk_corpus::Sequence;
+use ddk_engine::FlopCounter;
 use ddk_model::{ModelConfig, Placement};
 use ddk_settings::Settings;
+use ddk_telemetry::Meter;
 use ddk_torch::{TimeSlice, mkl_kernels};
 use tch::{Device, Kind, Tensor};
 
@@ -29,6 +36,7 @@ use self::{
 use crate::{
     args, config,
     hint::{Hint, usage},
+    hub::{self, Wanted},
     output::print_json,
     phase::Phase,
     progress::say,
@@ -37,11 +45,14 @@ use crate::{
     wiring,
 };
 
-/// How often steps and their matmuls alone alternate, so that a temporary slowdown of the machine affects both.
+/// How often steps and their matmuls alone alternate.
 const TURNS: u32 = 5;
 
 /// Seed of the random tokens. They do not affect speed, as long as they cover all kinds of LM head columns.
 const SEED: u64 = 0;
+
+/// A guess of the operations per second of one CPU thread. It counts until something is measured.
+pub(crate) const OF_A_THREAD: f64 = 2.5e10;
 
 /// Maximum seconds of a measurement: one day.
 const MOST_SECONDS: f64 = 86_400.0;
@@ -52,6 +63,12 @@ pub struct Bench {
     batch: Batch,
     /// Duration of each measurement.
     time: Duration,
+    /// Steps before the clock starts.
+    warm_up: usize,
+    /// How often steps and their matmuls alone alternate, so that a temporary slowdown of the machine affects both.
+    turns: u32,
+    /// Number of steps timed so far.
+    steps: Arc<AtomicU64>,
 }
 
 /// Measures teacher, student and both together, and prints where the time goes.
@@ -60,7 +77,6 @@ pub struct Bench {
 /// If the settings are wrong, or if a model cannot be loaded or run.
 pub fn run(args: &args::Bench, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let settings = config::begin(&args.config, signals)?;
-    signals.begin(Phase::Bench)?;
     teacher_is_here(&settings, "ddk bench")?;
     let seconds = args.seconds;
     ensure!(
@@ -69,6 +85,9 @@ pub fn run(args: &args::Bench, signals: &Signals, out: &mut dyn Write) -> Result
             "--seconds is {seconds}, expected 0 to {MOST_SECONDS}"
         ))
     );
+    let pinned = hub::pinned(&settings)?;
+    let settings = hub::located(&settings, &[Wanted::Models], &pinned, Some(signals))?;
+    signals.begin(Phase::Bench)?;
     let measured = Bench::new(&settings, seconds)?.measure()?;
     if args.json {
         print_json(&measured, out)
@@ -120,6 +139,9 @@ impl Bench {
                 folders,
             },
             time: Duration::from_secs_f64(seconds),
+            warm_up: WARM_UP,
+            turns: TURNS,
+            steps: Arc::default(),
         })
     }
 
@@ -129,10 +151,33 @@ impl Bench {
     /// If a model cannot be loaded, or if a step fails or panics.
     pub fn seconds(&self) -> Result<(f64, f64)> {
         let asked = self.models.asks_teacher();
+        let (made, sides) = (Arc::clone(&self.steps), 1 + u64::from(asked));
+        // At least; a short step is repeated more often.
+        let total = sides * (WARM_UP as u64 + u64::from(TURNS));
+        let meter = Meter::reading(Phase::Threads.describe().0, "steps", move || {
+            (made.load(Ordering::Relaxed).min(total), total)
+        });
+        let _meter = meter.expecting(self.guess(total / sides));
         let teacher = asked.then(|| alone("teacher", || self.teacher(|| Ok(()))));
         let [teacher] = teacher.transpose()?.unwrap_or_default();
         let student = alone("student", || self.student(|| Ok(())))?;
         Ok((teacher, student.iter().sum()))
+    }
+
+    /// Returns a counter of the FLOPs of both models.
+    ///
+    /// # Errors
+    /// If a `config.json` cannot be read.
+    pub(crate) fn flop_counter(&self) -> Result<FlopCounter> {
+        Ok(self.models.flop_counter()?)
+    }
+
+    /// Returns the seconds that this many steps of both models may take on one thread, if their FLOPs are known.
+    fn guess(&self, steps: u64) -> Option<f64> {
+        let flops = self.models.flop_counter().ok()?;
+        let rows: Vec<&Sequence> = self.batch.rows.iter().collect();
+        let of_a_step = flops.teacher(&rows) + flops.student(&rows);
+        Some(steps as f64 * of_a_step / OF_A_THREAD)
     }
 
     fn measure(&self) -> Result<Measured> {
@@ -273,15 +318,17 @@ impl Bench {
     ) -> Result<[f64; N]> {
         let mut numbers = 1..;
         let mut step = || step(numbers.next().unwrap_or_default());
-        for _ in 0..WARM_UP {
+        for _ in 0..self.warm_up {
             step()?;
+            self.steps.fetch_add(1, Ordering::Relaxed);
         }
         let mut steps = Vec::new();
-        for _ in 0..TURNS {
+        for _ in 0..self.turns {
             between()?;
             let began = Instant::now();
             steps.push(step()?);
-            while began.elapsed() < self.time / TURNS {
+            self.steps.fetch_add(1, Ordering::Relaxed);
+            while began.elapsed() < self.time / self.turns {
                 steps.push(step()?);
             }
         }

@@ -4,24 +4,27 @@ mod cache;
 mod memory;
 mod ranks;
 mod servers;
+mod time;
 
 use std::{io::Write, path::Path, sync::Arc};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use ddk_corpus::{Stale, first_document, sample, stale};
+use ddk_corpus::{Stale, first_document};
 use ddk_engine::Evaluation;
 use ddk_model::{Model, ModelConfig, Weights};
 use ddk_objective::default_chunk;
 use ddk_report::document::Table;
-use ddk_settings::{MixturePolicy, Settings};
+use ddk_settings::{LrSchedule, MixturePolicy, Settings};
 use ddk_torch::{ComputeContext, parse_device};
 
 use crate::{
-    args,
+    args, chat,
     config::{self, required},
     findings::{Findings, fits, tokenizers},
     hint::{Ended, exit},
+    hub::{self, Wanted},
     prepare::{self, Corpus, Outdated},
+    sources::{self, Read},
     train::options::{self, most_steps},
     wiring::{self, ModelFolders},
 };
@@ -33,6 +36,7 @@ use crate::{
 pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
     let mut found = Findings::new(out);
+    let settings = names(settings, &mut found)?;
     let models = models(&settings, &mut found);
     if let Some(models) = &models {
         let done = ranks::check(&settings, models, args, &mut found);
@@ -50,6 +54,9 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
         found.take(done);
     }
     schedule(&settings, &mut found);
+    if let (Some(models), 0) = (&models, found.problems()) {
+        time::check(&settings, models, corpus.as_ref(), args, &mut found);
+    }
     if let (Some(models), true) = (&models, args.forward && found.problems() == 0) {
         let done = forward(&settings, models, &mut found);
         found.take(done);
@@ -63,6 +70,23 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     found.written?;
     ensure!(problems == 0, Ended(exit::ERROR));
     Ok(())
+}
+
+/// Finds what the settings name on the Hub, and says where it is.
+fn names(settings: Settings, found: &mut Findings<'_>) -> Result<Settings> {
+    let wanted = [Wanted::Models, Wanted::Corpus];
+    let located = hub::located(&settings, &wanted, &hub::pinned(&settings)?, None);
+    let Some(located) = found.take(located) else {
+        return Ok(settings);
+    };
+    let lines = hub::describe(&located);
+    if !lines.is_empty() {
+        found.title("Hugging Face Hub");
+    }
+    for line in lines {
+        found.line(&line);
+    }
+    Ok(located)
 }
 
 /// What the headers of both models say.
@@ -159,27 +183,21 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<Corpus> {
     found.title("data");
     let before = found.problems();
     let (options, tokenizer) = found.take(prepare::options(settings))?;
-    let mut outdated = Vec::new();
-    for domain in &options.domains {
-        // Check them one by one, so that the problems of all domains are reported.
-        let mut alone = options.clone();
-        alone.domains = vec![domain.clone()];
-        let stale = found.take(stale(&alone, &tokenizer).map_err(prepare::advise));
-        outdated.extend(stale.unwrap_or_default().into_iter().zip(alone.domains));
+    let looked = sources::look(&options, &tokenizer, Read::Stale);
+    for (Stale { domain, reason, .. }, _) in &looked.stale {
+        found.line(&format!("{domain}: {reason}"));
+    }
+    for warning in &looked.warnings {
+        found.line(warning);
+    }
+    for problem in looked.problems {
+        found.problem(problem);
     }
     if found.problems() > before {
         return None;
     }
-    for (Stale { domain, reason, .. }, _) in &outdated {
-        found.line(&format!("{domain}: {reason}"));
-    }
-    for (_, source) in &outdated {
-        let sample = found.take(sample(source).map_err(prepare::advise));
-        if let Some(problem) = sample.and_then(|sample| sample.problem(&source.name)) {
-            found.problem(anyhow!(problem));
-        }
-    }
-    if !outdated.is_empty() {
+    chat::check(&options.domains, found);
+    if !looked.stale.is_empty() {
         found.line(
             "run `ddk prepare` to see sequences and epochs; `ddk train` also prepares the corpus",
         );
@@ -240,12 +258,25 @@ fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
     let warmup_steps = settings.lr_scheduler.warmup_steps;
     let schedule = options::schedule(settings);
     found.line(&format!(
-        "learning rate {:.1e} at step 1, {:.1e} halfway, {:.1e} at the end; a checkpoint every {} steps",
+        "learning rate ({}) {:.1e} at step 1, {:.1e} halfway, {:.1e} at the end; a checkpoint every {} steps",
+        settings.lr_scheduler.shape,
         schedule.learning_rate(1),
         schedule.learning_rate(steps.div_ceil(2)),
         schedule.learning_rate(steps),
         settings.checkpoint.interval
     ));
+    if settings.lr_scheduler.shape == LrSchedule::Wsd {
+        let start = schedule.decay_start();
+        found.line(&format!(
+            "the learning rate stays at {:.1e} until step {start}, and falls to {:.1e} at step {}",
+            schedule.peak, schedule.end, schedule.total_steps
+        ));
+    }
+    if let Some(patience) = settings.run.patience {
+        found.line(&format!(
+            "the run stops earlier if {patience} evaluations in a row do not improve the mean gap"
+        ));
+    }
     if warmup_steps >= schedule.total_steps.min(steps) {
         found.line(&format!(
             "warning: lr_scheduler.warmup_steps is {warmup_steps}, but the run has only {steps} steps: the learning \

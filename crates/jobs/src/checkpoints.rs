@@ -53,9 +53,8 @@ pub fn measured(run: &Path, store: &CheckpointStore) -> Result<Vec<Measured>> {
 pub fn checkpoint_of(store: &CheckpointStore, step: u64) -> Result<PathBuf> {
     let steps = store.steps()?;
     if !steps.contains(&step) {
-        let steps: Vec<String> = steps.iter().map(u64::to_string).collect();
         return Err(anyhow!("the run has no checkpoint of step {step}"))
-            .hint(format!("available steps: {}", steps.join(", ")))
+            .hint(near(step, &steps))
             .usage();
     }
     let entry = store.entry(step);
@@ -63,6 +62,22 @@ pub fn checkpoint_of(store: &CheckpointStore, step: u64) -> Result<PathBuf> {
     let status = entry.status;
     status.map_err(|reason| anyhow!("{path} is damaged: {reason}"))?;
     Ok(entry.path)
+}
+
+/// A hint that names the steps near a missing one. `steps` are those of all checkpoints, in order.
+fn near(step: u64, steps: &[u64]) -> String {
+    const LISTED: usize = 8;
+    let after = steps.partition_point(|other| *other < step);
+    let begin = after.saturating_sub(LISTED / 2);
+    let begin = begin.min(steps.len().saturating_sub(LISTED));
+    let nearest = &steps[begin..steps.len().min(begin + LISTED)];
+    let listed: Vec<String> = nearest.iter().map(u64::to_string).collect();
+    let listed = listed.join(", ");
+    match steps.len() {
+        0 => "the run has no checkpoint at all".to_owned(),
+        count if count <= LISTED => format!("available steps: {listed}"),
+        count => format!("the nearest of {count}: {listed}; `ddk checkpoints` lists all"),
+    }
 }
 
 /// Verifies the checkpoint of a step, or finds the newest that verifies. Returns its step and folder.
@@ -75,6 +90,14 @@ pub fn find(store: &CheckpointStore, step: Option<u64>) -> Result<(u64, PathBuf)
     }
     let newest = store.newest::<LoopState>()?;
     let newest = newest.context("the run has no checkpoint yet")?;
+    for skipped in &newest.skipped {
+        if let Err(reason) = &skipped.status {
+            say(&format!(
+                "warning: {} is damaged and skipped: {reason}",
+                skipped.path.display()
+            ));
+        }
+    }
     Ok((newest.step, newest.path))
 }
 
@@ -126,4 +149,26 @@ pub(crate) fn start_over(folder: &RunFolder) -> Result<()> {
         aside.display()
     ));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_step_is_answered_with_the_nearest_ones() {
+        let every_ten: Vec<u64> = (1..=40).map(|step| 10 * step).collect();
+        for (step, listed) in [
+            (77, "40, 50, 60, 70, 80, 90, 100, 110"),
+            (3, "10, 20, 30, 40, 50, 60, 70, 80"),
+            (999, "330, 340, 350, 360, 370, 380, 390, 400"),
+        ] {
+            let hint = near(step, &every_ten);
+            assert!(
+                hint.contains(&format!("nearest of 40: {listed};")),
+                "{hint}"
+            );
+        }
+        assert_eq!(near(7, &[3, 6, 9]), "available steps: 3, 6, 9");
+    }
 }

@@ -121,7 +121,10 @@ fn train_all(plan: &Plan, signals: &Signals) -> Result<()> {
             prepare::keep_for(&begun.folder, &run.settings)?;
         }
         let began = Instant::now();
-        child::run(&arguments("train", &run.config), &what, signals)?;
+        let mut command = arguments("train", &run.config);
+        // Nobody reads the summary, and what to do next with this run is not the question.
+        command.push("--json".to_owned());
+        child::run(&command, &what, signals)?;
         // Check after each run, not only after the last, so that no hours of training are wasted.
         same_inputs(plan)?;
         took += began.elapsed();

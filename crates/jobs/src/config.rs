@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use ddk_settings::{Loaded, Settings};
 
-use crate::{args::ConfigArgs, hint::Hint, signals::Signals};
+use crate::{
+    args::ConfigArgs,
+    hint::{Hint, with_hint},
+    signals::Signals,
+};
 
 /// Loads the settings that a command line names.
 ///
@@ -13,7 +17,15 @@ use crate::{args::ConfigArgs, hint::Hint, signals::Signals};
 /// If a file cannot be read, or if a key or value is wrong.
 pub fn load(args: &ConfigArgs) -> Result<Loaded> {
     let environment = std::env::vars();
-    Ok(ddk_settings::load(&args.files, &args.set, environment)?)
+    let loaded = ddk_settings::load(&args.files, &args.set, environment);
+    loaded.map_err(|error| {
+        if error.has_earlier_names() {
+            let hint = "`ddk migrate CONFIG` prints a file's changes to the current names, and --write makes them";
+            with_hint(error, hint)
+        } else {
+            error.into()
+        }
+    })
 }
 
 /// Begins a job with the settings of a command line.

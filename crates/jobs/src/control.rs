@@ -39,7 +39,8 @@ const HEAD_START: Duration = Duration::from_millis(200);
 pub(crate) struct RunControl {
     board: Arc<Board>,
     signals: Signals,
-    folder: PathBuf,
+    /// The run's files, read incrementally.
+    view: Arc<Mutex<RunView>>,
     /// The current run: the requested one, or one of its preliminary runs.
     run: Mutex<Option<RunHandle>>,
 }
@@ -49,7 +50,7 @@ impl RunControl {
         Arc::new(Self {
             board: Arc::clone(board),
             signals: signals.clone(),
-            folder: folder.to_owned(),
+            view: Arc::new(Mutex::new(RunView::new(folder))),
             run: Mutex::default(),
         })
     }
@@ -83,8 +84,15 @@ impl Control for RunControl {
             let run = self.run.lock().clone().filter(|_| self.board.is_ready());
             match (command, run) {
                 (Command::Status, _) => {
-                    let (folder, state) = (self.folder.clone(), self.state());
-                    let read = move || RunView::read(&folder).status(Some(state));
+                    let (view, state) = (Arc::clone(&self.view), self.state());
+                    let board = Arc::clone(&self.board);
+                    let read = move || {
+                        let mut view = view.lock();
+                        view.refresh();
+                        let mut status = view.status(Some(state));
+                        board.complete(&mut status);
+                        status
+                    };
                     let status = tokio::task::spawn_blocking(read).await;
                     let status = status.map_err(|error| Refusal(error.to_string()))?;
                     Ok(Reply::Status(Box::new(status)))

@@ -10,8 +10,16 @@ use ddk_torch::ComputeContext;
 use serde::Serialize;
 
 use crate::{
-    args, config, findings::fits, hint::Hint, output::print_json, phase::Phase, prepare,
-    progress::Reporter, signals::Signals, wiring,
+    args, config,
+    findings::fits,
+    hint::Hint,
+    hub::{self, Wanted},
+    output::print_json,
+    phase::Phase,
+    prepare,
+    progress::Reporter,
+    signals::Signals,
+    wiring,
 };
 
 #[derive(Serialize)]
@@ -38,11 +46,15 @@ struct Domain {
 /// If the corpus cannot be opened, or if a model does not fit it.
 pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let settings = config::begin(&args.config, signals)?;
+    let pinned = hub::pinned(&settings)?;
+    let settings = hub::located(&settings, &[Wanted::Corpus], &pinned, Some(signals))?;
+    let first = hub::model(&args.model)?;
+    let second = args.baseline.as_deref().map(hub::model).transpose()?;
     signals.begin(Phase::Prepare)?;
     let corpus = prepare::open(&settings, prepare::Outdated::Kept)?;
     let vocabulary = corpus.tokenizer.vocabulary();
     let size = (vocabulary, settings.corpus.sequence_length);
-    for folder in std::iter::once(&args.model).chain(&args.baseline) {
+    for folder in std::iter::once(&first).chain(&second) {
         let own = TokenizerFolder::open(folder, settings.corpus.eos_token.as_deref())
             .hint("copy the model's tokenizer.json to its folder")?;
         compatible(&own, &corpus.tokenizer).hint(
@@ -76,9 +88,8 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
         let perplexities = evaluation.perplexities(&model, &tell)?;
         perplexities.context("the evaluation was interrupted")
     };
-    let perplexities = measure(&args.model)?;
-    let against = args.baseline.as_deref().map(measure).transpose()?;
-    drop(reporter);
+    let perplexities = measure(&first)?;
+    let against = second.as_deref().map(measure).transpose()?;
     let domain = |(index, name): (usize, &str)| {
         let documents = &validation[index];
         let domain = Domain {

@@ -11,6 +11,7 @@ use tch::{Device, Kind};
 use crate::{
     args, checkpoints, config,
     hint::{self, Hint},
+    hub::{self, Wanted},
     phase::Phase,
     progress::say,
     signals::Signals,
@@ -24,8 +25,12 @@ pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
     signals.begin(Phase::ExportModel)?;
     hint::must_hold_a_run(&args.run)?;
     let settings = config::of_run(&args.run)?;
-    let student = settings.student.model;
+    let pinned = hub::revisions_of(&args.run)?;
+    let settings = hub::located(&settings, &[Wanted::Student], &pinned, Some(signals))?;
+    signals.begin(Phase::ExportModel)?;
+    let student = settings.student.model.as_deref();
     let student = student.context("the run's config.toml does not set student.model")?;
+    let student = settings.local(student);
     let store = CheckpointStore::look(&args.run.join("checkpoints"));
     let step = match args.step {
         Some(args::ExportStep::Best) => Some(best_step(&args.run, &store)?),

@@ -85,11 +85,12 @@ pub fn tokenizers(
     let student = found.take(open(&folders.student, ADVICE));
     let (teacher, student) = (teacher?, student?);
     found.take(compatible(&teacher, &student).hint(ADVICE));
-    let Some(folder) = &settings.corpus.tokenizer else {
+    let own = settings.corpus.tokenizer.as_ref();
+    let Some(folder) = own.map(|folder| settings.local(folder)) else {
         return Some(student.vocabulary());
     };
     let advice = "leave out corpus.tokenizer to use the student's";
-    let corpus = found.take(open(folder, advice))?;
+    let corpus = found.take(open(&folder, advice))?;
     let same = compatible(&corpus, &student);
     found.take(same.hint("set corpus.tokenizer to the models' own tokenizer, or leave it out"));
     Some(corpus.vocabulary())

@@ -11,13 +11,14 @@ use ddk_corpus::{Cursor, PreparedDomain, Sequence, SequenceReader};
 use ddk_labels::LabelSet;
 use ddk_run::records::EventKind;
 use ddk_settings::Settings;
-use ddk_telemetry::{Clock, Meter};
+use ddk_telemetry::Meter;
 use ddk_torch::TimeSlice;
 
 use crate::{
     args, config,
     findings::{Findings, tokenizers},
     hint::Hint,
+    hub::{self, Wanted},
     phase::Phase,
     prepare::{self, Corpus, Outdated},
     progress::{Reporter, say},
@@ -45,6 +46,9 @@ pub fn run(args: &args::Label, signals: &Signals) -> Result<()> {
             .hint("fill the cache with another objective: --set objective.name=forward_kl")
             .usage();
     }
+    let pinned = hub::pinned(&settings)?;
+    let wanted = [Wanted::Models, Wanted::Corpus];
+    let settings = hub::located(&settings, &wanted, &pinned, Some(signals))?;
     signals.begin(Phase::Prepare)?;
     let folders = ModelFolders::of(&settings)?;
     Findings::first(|found| tokenizers(&settings, &folders, found))?;
@@ -57,6 +61,8 @@ pub fn run(args: &args::Label, signals: &Signals) -> Result<()> {
     let ports = Arc::new(Ports {
         outages: Arc::default(),
         turns: TimeSlice::new(false),
+        prompts: None,
+        has_no_texts: false,
         models: Models {
             options: options::of_student(&settings, evaluation.vocabulary, None)?,
             settings: settings.clone(),
@@ -228,7 +234,7 @@ impl RunLink for Job {
     }
 
     fn waiting(&self, phase: &str, unit: &'static str) -> Meter {
-        Meter::start(phase, unit, &Clock::system())
+        Meter::start(phase, unit)
     }
 
     fn computing(&self) {}

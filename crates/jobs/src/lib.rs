@@ -15,6 +15,7 @@
 
 pub mod args;
 pub mod bench;
+mod chat;
 pub mod check;
 pub mod checkpoints;
 pub mod compare;
@@ -22,21 +23,27 @@ pub mod config;
 mod control;
 pub mod demo;
 mod demo_sources;
+pub mod display;
 pub mod eval;
 pub mod export;
 pub mod faults;
 mod findings;
 mod gpus;
 pub mod hint;
+pub mod hub;
 pub mod label;
 pub mod output;
 pub mod phase;
 pub mod prepare;
 pub mod pretrain;
+mod printer;
 pub mod progress;
 mod ranks;
 pub mod report;
 pub mod signals;
+mod sources;
+pub mod suited;
 mod systemd;
+
 pub mod train;
 mod wiring;

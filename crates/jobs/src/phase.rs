@@ -9,6 +9,9 @@ pub enum Phase {
     /// The command begins.
     #[strum(disabled)]
     Start,
+    /// Models and data are downloaded from the Hugging Face Hub.
+    #[strum(disabled)]
+    Download,
     /// `ddk demo` collects text and trains a tokenizer.
     Text,
     /// Both models are timed for `pipeline.threads = "auto"`.
@@ -61,6 +64,10 @@ impl Phase {
     pub fn describe(self) -> (&'static str, &'static str) {
         match self {
             Self::Start => ("starting", AGAIN),
+            Self::Download => (
+                "downloading from the Hugging Face Hub",
+                "the same command resumes the download",
+            ),
             Self::Text => ("collecting text and training the tokenizer", AGAIN),
             Self::Threads => (
                 "measuring how to share the cores (pipeline.threads = \"auto\")",

@@ -8,21 +8,25 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{
-    CorpusError, DomainReport, DomainSource, Limits, PrepareOptions, PreparedDomain, Progress,
-    QUARANTINED_PER_FILE, Sequence, SequenceOptions, Stale, Template, TokenizerFolder, as_prepared,
-    prepare, stale, verify,
+    DomainReport, DomainSource, Limits, PrepareOptions, PreparedDomain, Progress,
+    QUARANTINED_PER_FILE, Sequence, SequenceOptions, Stale, Template, TokenSource, TokenizerFolder,
+    as_prepared, prepare, stale, verify,
 };
 use ddk_engine::Evaluation;
 use ddk_settings::{OnStale, Settings};
 
 use crate::{
-    args, config,
-    hint::{Hint, usage, with_hint},
+    args, chat, config,
+    hint::Hint,
+    hub::{self, Wanted},
     phase::Phase,
     progress::{Reporter, say},
     signals::Signals,
+    sources::{self, Read},
     train::{inputs::Inputs, options::chunk},
 };
+
+pub use crate::sources::{advise, fields_hint};
 
 /// A prepared corpus: the domains, and the tokenizer that they were prepared with.
 pub struct Corpus {
@@ -47,6 +51,12 @@ impl Corpus {
 /// If a source cannot be read, or if a prepared file differs from its manifest.
 pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
     let settings = config::begin(&args.config, signals)?;
+    let settings = hub::located(
+        &settings,
+        &[Wanted::Corpus],
+        &hub::pinned(&settings)?,
+        Some(signals),
+    )?;
     let (options, tokenizer) = options(&settings)?;
     if args.verify {
         signals.begin(Phase::Verify)?;
@@ -57,6 +67,8 @@ pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
     }
     signals.begin(Phase::Prepare)?;
     let began = Instant::now();
+    let read = if args.force { Read::Every } else { Read::Stale };
+    sources::look(&options, &tokenizer, read).usable()?;
     let reports = make(&options, &tokenizer, args.force)?;
     let seconds = began.elapsed().as_secs_f64();
     for report in &reports {
@@ -123,6 +135,8 @@ pub fn keep_for(run: &Path, settings: &Settings) -> Result<()> {
     if settings.corpus.on_stale != OnStale::Prepare {
         return Ok(());
     }
+    let pinned = hub::revisions_of(run)?;
+    let settings = &hub::located(settings, &[Wanted::Corpus], &pinned, None)?;
     let (options, tokenizer) = options(settings)?;
     for stale in stale(&options, &tokenizer).map_err(advise)? {
         Outdated::NeededBy(run).keeps(&stale)?;
@@ -140,8 +154,9 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     let reports = match settings.corpus.on_stale {
         OnStale::Use => take(&options)?,
         on_stale => {
-            let mut kept = Vec::new();
-            for stale in stale(&options, &tokenizer).map_err(advise)? {
+            let (mut kept, mut made) = (Vec::new(), Vec::new());
+            // The second look reports the problems, together with those in the records.
+            for (stale, _) in sources::look(&options, &tokenizer, Read::Nothing).stale {
                 let (domain, reason) = (&stale.domain, &stale.reason);
                 if on_stale == OnStale::Error {
                     return Err(anyhow!("the prepared domain `{domain}` is stale: {reason}"))
@@ -154,11 +169,13 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
                     ));
                     kept.push(stale.domain);
                 } else {
-                    say(&format!("preparing {domain}: {reason}"));
+                    made.push(format!("preparing {domain}: {reason}"));
                 }
             }
             let mut others = options.clone();
             others.domains.retain(|domain| !kept.contains(&domain.name));
+            sources::look(&others, &tokenizer, Read::Stale).usable()?;
+            made.iter().for_each(|line| say(line));
             let reports = make(&others, &tokenizer, false)?;
             if kept.is_empty() {
                 reports
@@ -186,39 +203,6 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     })
 }
 
-const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin CONFIG` says \
-                      where each value comes from";
-
-/// Adds a hint to a corpus error.
-pub fn advise(error: CorpusError) -> anyhow::Error {
-    match &error {
-        CorpusError::UnknownFormat { domain, .. } => {
-            let hint = format!(
-                "convert the files, leave them out with a glob such as files = [\"DIR/**/*.jsonl\"], or set \
-                 domains.{domain}.format to \"jsonl\", \"parquet\" or \"text\" (each file is one document); see \
-                 docs/corpora.md"
-            );
-            usage(with_hint(error, hint))
-        }
-        CorpusError::TooManyBad { domain, fields, .. } if !fields.is_empty() => {
-            let hint = fields_hint(domain, fields);
-            with_hint(error, hint)
-        }
-        _ => with_hint(error, ADVICE),
-    }
-}
-
-/// Returns a hint for records that lack the configured field.
-pub fn fields_hint(domain: &str, fields: &[String]) -> String {
-    let field = fields.last().map_or("text", String::as_str);
-    let template: Vec<String> = fields.iter().map(|field| format!("{{{field}}}")).collect();
-    format!(
-        "name the field that contains the text, such as domains.{domain}.text_field = \"{field}\", or combine \
-         several, such as domains.{domain}.text_template = \"{}\"",
-        template.join("\\n")
-    )
-}
-
 /// Uses the corpus as it is prepared.
 fn take(options: &PrepareOptions) -> Result<Vec<DomainReport>> {
     // Waiting is its only progress.
@@ -243,14 +227,21 @@ fn make(
         if progress.waiting {
             return say_waiting(options);
         }
-        let phase = format!("preparing {}", progress.domain);
+        let phase = format!("{} {}", progress.phase, progress.domain);
         if meter.phase() != phase {
             meter = reporter.meter(&phase, "kB");
         }
         reporter.report(&meter.at(progress.bytes >> 10, progress.total_bytes >> 10));
     });
-    drop(reporter);
     let reports = reports.map_err(advise)?;
+    for (domain, report) in options.domains.iter().zip(&reports) {
+        if report.prepared && domain.chat.is_some() {
+            let sample = ddk_corpus::sample(domain).map_err(advise)?;
+            if let Some(warning) = chat::rewritten(&domain.name, &sample) {
+                say(&format!("warning: {warning}"));
+            }
+        }
+    }
     let unclean = |report: &&DomainReport| report.prepared && report.quarantined > 0;
     for report in reports.iter().filter(unclean) {
         say(&format!(
@@ -279,22 +270,35 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
             .usage();
     }
     let corpus = &settings.corpus;
-    let folder = tokenizer_folder(settings)
+    let folder = settings
+        .tokenizer_folder()
         .context("there is no tokenizer: neither `corpus.tokenizer` nor `student.model` is set")
         .usage()?;
-    let tokenizer = TokenizerFolder::open(folder, corpus.eos_token.as_deref()).hint(
+    let folder = settings.local(folder);
+    let tokenizer = TokenizerFolder::open(&folder, corpus.eos_token.as_deref()).hint(
         "set corpus.tokenizer to a folder with a tokenizer.json (`ddk demo` writes the demo's)",
     )?;
-    let domains = settings.domains.iter();
-    let domains = domains.map(|(name, domain)| source(name, domain));
+    let (mut domains, mut problems, mut template) = (Vec::new(), Vec::new(), None);
+    for (name, domain) in &settings.domains {
+        let made = source(settings, name, domain, &tokenizer).and_then(|source| {
+            let chat = chat::of_domain(domain, &tokenizer, &mut template)?;
+            Ok(DomainSource { chat, ..source })
+        });
+        match made {
+            Ok(source) => domains.push(source),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    sources::all(problems, "domains have a wrong template")?;
     let options = PrepareOptions {
         folder: corpus.dir.clone(),
-        domains: domains.collect::<Result<_>>()?,
+        domains,
         packing: corpus.packing,
         sequence_length: corpus.sequence_length,
         seed: corpus.seed.unwrap_or(settings.run.seed),
         validation_split: corpus.validation_split,
         batch_bytes: 4 << 20,
+        documents_in_memory: 1 << 20,
         validation_fraction: corpus.validation_fraction,
         validation_documents: corpus.validation_documents,
         max_bad_fraction: corpus.max_bad_fraction,
@@ -302,13 +306,12 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
     Ok((options, tokenizer))
 }
 
-/// Returns the folder of the corpus's tokenizer.
-pub(crate) fn tokenizer_folder(settings: &Settings) -> Option<&PathBuf> {
-    let own = settings.corpus.tokenizer.as_ref();
-    own.or(settings.student.model.as_ref())
-}
-
-fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
+fn source(
+    settings: &Settings,
+    name: &str,
+    domain: &ddk_settings::Domain,
+    corpus: &TokenizerFolder,
+) -> Result<DomainSource> {
     let template = |key: &str, source: &str| {
         Template::parse(source)
             .map_err(|wrong| anyhow!("`domains.{name}.{key}` is \"{source}\": {wrong}"))
@@ -316,13 +319,21 @@ fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
     };
     let prompt = domain.prompt_template.as_ref();
     let prompt = prompt.map(|prompt| template("prompt_template", prompt));
+    let made_by = domain.tokenizer.as_ref();
+    let tokens = made_by.map(|tokenizer| TokenSource {
+        field: domain.tokens_field.clone(),
+        tokenizer: settings.local(tokenizer),
+        vocabulary: corpus.vocabulary(),
+    });
     Ok(DomainSource {
         name: name.to_owned(),
-        files: domain.files.clone(),
-        validation_files: domain.validation_files.clone(),
+        files: settings.local_files(&domain.files),
+        validation_files: settings.local_files(&domain.validation_files),
         format: domain.format,
         text: template("text_template", &domain.text_template)?,
         prompt: prompt.transpose()?,
+        chat: None,
+        tokens,
         only: domain.filter_field.clone().zip(domain.filter_value.clone()),
         limits: Limits {
             bytes: domain.max_bytes,
@@ -373,8 +384,8 @@ pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Sequence>>> {
                 "domain `{}` has no token to predict in its validation documents",
                 domain.name()
             ))
-            .hint("with objective.completion_only_loss, its prompts fill corpus.sequence_length: raise that, or \
-                   shorten the prompts")
+            .hint("with objective.completion_only_loss, what comes before its answers fills corpus.sequence_length: \
+                   raise that, or shorten the prompts")
             .usage();
         }
         Ok(documents)

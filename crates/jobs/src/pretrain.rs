@@ -11,7 +11,9 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use ddk_model::{Architecture, Export, Model, ModelConfig};
 use ddk_run::RunFolder;
-use ddk_settings::{Method, MixturePolicy, ObjectiveName, Pretrain, Settings, ThreadChoice};
+use ddk_settings::{
+    LrScheduler, Method, MixturePolicy, ObjectiveName, Pretrain, Settings, ThreadChoice,
+};
 use tch::Device;
 
 use crate::{
@@ -20,6 +22,7 @@ use crate::{
     config,
     findings::fits,
     hint::Hint,
+    hub::{self, Wanted},
     phase::Phase,
     prepare::{self, Corpus, Outdated},
     progress::{hash_weights, say},
@@ -58,6 +61,10 @@ pub(crate) fn model(
         format!("the configuration has no [pretrain.{name}] (available: {known})")
     });
     let model = model.usage()?;
+    let initial = model.init_from.as_deref().map(Wanted::Initial);
+    let wanted: Vec<Wanted<'_>> = initial.into_iter().chain([Wanted::Corpus]).collect();
+    let pinned = hub::revisions_of(&run_folder(&model.output_dir)?)?;
+    let settings = &hub::located(settings, &wanted, &pinned, Some(signals))?;
     check_folders(settings, model, name)?;
     let (run, out) = (run_folder(&model.output_dir)?, model.output_dir.display());
     refuse_others(&run, model)?;
@@ -127,7 +134,8 @@ fn check_folders(settings: &Settings, model: &Pretrain, name: &str) -> Result<()
         ("init_from", &model.init_from),
         ("tokenizer", &settings.corpus.tokenizer),
     ] {
-        let is_out = |folder: &PathBuf| ddk_model::same_folder(folder, &model.output_dir);
+        let is_out =
+            |folder: &PathBuf| ddk_model::same_folder(&settings.local(folder), &model.output_dir);
         if folder.as_ref().is_some_and(is_out) {
             return Err(anyhow!(
                 "`pretrain.{name}.output_dir` is {}, which is the folder of the {what} that the model needs",
@@ -192,7 +200,7 @@ fn settings_of_run(
     run.pipeline.time_slicing = false;
     run.pipeline.threads = ThreadChoice::Manual;
     // Use the configuration's corpus, whatever seed and tokenizer folder the model has.
-    run.corpus.tokenizer = prepare::tokenizer_folder(settings).cloned();
+    run.corpus.tokenizer = settings.tokenizer_folder().cloned();
     run.corpus.seed = Some(settings.corpus.seed.unwrap_or(settings.run.seed));
     run.teacher.devices = vec![model.device.clone()];
     let initial = model.init_from.clone();
@@ -205,8 +213,11 @@ fn settings_of_run(
     }
     run.optimizer.lr = model.lr;
     run.optimizer.weight_decay = model.weight_decay;
-    run.lr_scheduler.warmup_steps = model.warmup_steps;
-    run.lr_scheduler.min_lr = model.min_lr;
+    run.lr_scheduler = LrScheduler {
+        warmup_steps: model.warmup_steps,
+        min_lr: model.min_lr,
+        ..LrScheduler::default()
+    };
     run.training.global_batch_size = model.global_batch_size;
     run.training.micro_batch_size = model.micro_batch_size;
     run.objective.name = ObjectiveName::Ce;
@@ -245,7 +256,8 @@ fn begin(
     match (&model.init_from, &model.architecture) {
         (Some(init), _) => {
             let size = (vocabulary, settings.corpus.sequence_length);
-            fits("model", init, &ModelConfig::read(init)?, size)?;
+            let init = settings.local(init);
+            fits("model", &init, &ModelConfig::read(&init)?, size)?;
         }
         (None, Some(shape)) => {
             let architecture = Architecture {
@@ -276,7 +288,10 @@ fn holds(folder: &Path, record: &str) -> bool {
 
 /// Returns the record of everything that the model depends on.
 fn record(settings: &Settings, model: &Pretrain, corpus: &Corpus) -> Result<String> {
-    let init = model.init_from.as_deref().map(hash_weights).transpose()?;
+    let init = model.init_from.as_deref();
+    let init = init
+        .map(|init| hash_weights(&settings.local(init)))
+        .transpose()?;
     let domains = corpus.domains.iter();
     let content: Vec<&str> = domains.map(|domain| domain.content_hash()).collect();
     let mut described = serde_json::to_value(model)?;

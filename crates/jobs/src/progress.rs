@@ -1,40 +1,19 @@
-//! Prints progress to standard error: a bar on a terminal, and status lines from time to time.
+//! Progress of long work: meters whose count [`crate::display`] shows.
 
-use std::{
-    collections::VecDeque,
-    io::{self, Write},
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::path::Path;
 
-use ddk_actors::{Live, Observer, StepReport, Totals};
-use ddk_model::{ModelError, Weights};
-use ddk_run::records::{EventKind, EventLine, MixtureLine};
-use ddk_settings::Settings;
-use ddk_telemetry::{Clock, Meter, Progress};
-use indicatif::{ProgressBar, ProgressStyle};
-use parking_lot::Mutex;
+use ddk_model::{ModelError, Weights, bytes_loaded, bytes_written};
+use ddk_telemetry::{Meter, Progress};
 
-/// Whether this process is one of several and not the first, so that another one speaks to the user.
-static IS_SILENT: AtomicBool = AtomicBool::new(false);
+pub use crate::display::say;
+use crate::display::{self, set_line_seconds};
 
-/// From now on, [`say`] writes to the log, because rank 0 says the same.
-pub(crate) fn be_silent() {
-    IS_SILENT.store(true, Ordering::Relaxed);
-}
+/// Seconds between lines about work that is not a run's.
+const LINE_SECONDS: f64 = 5.0;
 
-/// Prints a line to standard error. Work continues if that fails (a closed terminal or pipe, a full disk).
-pub fn say(text: &str) {
-    if IS_SILENT.load(Ordering::Relaxed) {
-        tracing::info!("{text}");
-    } else {
-        let _ = writeln!(io::stderr(), "{text}");
-    }
-}
+/// Guesses of the bytes per second that are hashed and loaded, which count until the first tensor is done.
+const HASHED: f64 = 1e9;
+const LOADED: f64 = 5e8;
 
 /// Lists weights with their names.
 pub(crate) fn list_weights<'a>(weights: impl IntoIterator<Item = (&'a str, f64)>) -> String {
@@ -43,91 +22,25 @@ pub(crate) fn list_weights<'a>(weights: impl IntoIterator<Item = (&'a str, f64)>
     weights.collect::<Vec<_>>().join(" ")
 }
 
-/// Creates a bar, which is hidden if standard error is not a terminal.
-fn bar(total: u64, template: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(template);
-    ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
-/// Maximum time between two reports of a long phase.
-const LONGEST_SILENCE: Duration = Duration::from_secs(5);
-/// Number of phases to remember. At most this many run at a time.
-const PHASES: usize = 8;
-
-/// Decides when to report a long phase again. Each phase has its own timer, so the first report comes after a
-/// while.
-pub struct Pace {
-    clock: Clock,
-    /// When each phase was last reported, or began.
-    told: Mutex<VecDeque<(String, Duration)>>,
-}
-
-impl Pace {
-    /// Creates timers by this clock.
-    pub fn new(clock: Clock) -> Self {
-        Self {
-            clock,
-            told: Mutex::default(),
-        }
-    }
-
-    /// Returns whether to report the phase now: as often as steps (`log.interval_seconds`), but at least every 5
-    /// seconds.
-    pub fn is_due(&self, progress: &Progress, line_seconds: f64) -> bool {
-        let every = LONGEST_SILENCE.min(Duration::from_secs_f64(line_seconds));
-        let now = self.clock.now();
-        let mut told = self.told.lock();
-        let at = told.iter().position(|(phase, _)| *phase == progress.phase);
-        let last = at
-            .and_then(|at| told.remove(at))
-            .map_or(now, |(_, last)| last);
-        let is_due = now.saturating_sub(last) >= every;
-        let last = if is_due { now } else { last };
-        told.push_back((progress.phase.clone(), last));
-        if told.len() > PHASES {
-            told.pop_front();
-        }
-        is_due
-    }
-}
-
 /// Reports the progress of a long job: with a bar on a terminal, otherwise with a line from time to time.
-pub struct Reporter {
-    seconds: f64,
-    bar: ProgressBar,
-    pace: Pace,
-}
+#[derive(Debug)]
+pub struct Reporter(());
 
 impl Reporter {
     /// Prints a line every `seconds`, but at least every 5 seconds.
     pub fn new(seconds: f64) -> Self {
-        Self {
-            seconds,
-            bar: bar(0, "{bar:30} {msg}"),
-            pace: Pace::new(Clock::system()),
-        }
+        set_line_seconds(seconds);
+        Self(())
     }
 
     /// Begins a phase. `unit`: what is counted, in the plural.
     pub fn meter(&self, phase: &str, unit: &'static str) -> Meter {
-        Meter::start(phase, unit, &self.pace.clock)
+        Meter::start(phase, unit)
     }
 
-    /// Shows the progress of a phase.
-    pub fn report(&self, progress: &Progress) {
-        let text = progress.to_string();
-        if self.bar.is_hidden() && self.pace.is_due(progress, self.seconds) {
-            say(&text);
-        }
-        self.bar.set_length(progress.total);
-        self.bar.set_position(progress.done);
-        self.bar.set_message(text);
-    }
-}
-
-impl Drop for Reporter {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
+    /// Shows the progress of a phase, from the first report on.
+    pub fn report(&self, _progress: &Progress) {
+        display::show();
     }
 }
 
@@ -141,171 +54,36 @@ pub fn hash_weights(folder: &Path) -> Result<String, ModelError> {
 
 /// Hashes some weights of a model's folder.
 pub fn hash_tensors(folder: &Path, weights: &Weights) -> String {
-    let reporter = Reporter::new(LONGEST_SILENCE.as_secs_f64());
+    let reporter = Reporter::new(LINE_SECONDS);
     let meter = reporter.meter(&format!("hashing {}", folder.display()), "MB");
+    let meter = meter.expecting(Some(weights.bytes() as f64 / HASHED));
     let tell = |done, total| reporter.report(&meter.at(done >> 20, total >> 20));
     weights.hash(tell)
 }
 
-/// Prints the progress of a distillation.
-pub struct Printer {
-    bar: ProgressBar,
-    pace: Pace,
-    live: Arc<Live>,
-    last: Mutex<Last>,
+/// Counts the tensors that this process loads from now on, of about `bytes` in all.
+pub(crate) fn loading(bytes: u64) -> Meter {
+    counting("loading the models", bytes, bytes_loaded).expecting(Some(bytes as f64 / LOADED))
 }
 
-fn line_seconds(settings: &Settings) -> f64 {
-    settings.log.interval_seconds
+/// Counts the tensors that this process writes from now on, of about `bytes` in all.
+pub(crate) fn exporting(bytes: u64) -> Meter {
+    counting("exporting the student", bytes, bytes_written)
 }
 
-/// Time and totals of the last line. The next line reports what changed since.
-#[derive(Default)]
-struct Last {
-    time: Option<Instant>,
-    totals: Totals,
+fn counting(phase: &str, bytes: u64, counter: fn() -> u64) -> Meter {
+    let before = counter();
+    Meter::reading(phase, "MB", move || {
+        ((counter() - before).min(bytes) >> 20, bytes >> 20)
+    })
 }
 
-impl Printer {
-    /// Prints a line as often as the settings say. `limit`: the run's last step.
-    pub fn new(live: Arc<Live>, limit: Option<u64>) -> Self {
-        let template = "{bar:30} step {pos}/{len}, {elapsed} elapsed, {eta} left";
-        Self {
-            bar: bar(limit.unwrap_or(0), template),
-            pace: Pace::new(Clock::system()),
-            live,
-            last: Mutex::default(),
-        }
-    }
-
-    /// Continues from these totals, which may be smaller than before.
-    pub fn begin(&self, totals: Totals) {
-        *self.last.lock() = Last { time: None, totals };
-    }
-
-    /// Rewinds to this step. Returns the number of later steps that had been made.
-    pub fn rewind(&self, step: u64) -> u64 {
-        let undone = self.bar.position().saturating_sub(step);
-        self.bar.set_position(step);
-        undone
-    }
-
-    /// Removes the bar.
-    pub fn finish(&self) {
-        self.bar.finish_and_clear();
-    }
-
-    fn line(&self, text: &str) {
-        self.bar.suspend(|| say(text));
-    }
+/// Returns the bytes of a model's tensors on the disk; 0 if they cannot be read.
+pub(crate) fn model_bytes(folder: &Path) -> u64 {
+    Weights::open(folder).map_or(0, |weights| weights.bytes())
 }
 
-impl Observer for Printer {
-    fn on_step(&self, report: &StepReport<'_>) {
-        let line = report.line;
-        self.bar.set_position(line.step);
-        let mut last = self.last.lock();
-        let every = Duration::from_secs_f64(self.live.get(line_seconds));
-        let due = last.time.is_none_or(|time| time.elapsed() >= every);
-        if !due && report.limit != Some(line.step) {
-            return;
-        }
-        let (now, before) = (report.totals, &last.totals);
-        let seconds = (now.distill_seconds - before.distill_seconds).max(1e-9);
-        let share = |now: f64, before: f64| 100.0 * (now - before) / seconds;
-        let limit = report.limit.map(|limit| limit.to_string());
-        let layer = line.layer_loss.map(|layer| format!("  layer {layer:.4}"));
-        let skipped = line.skipped.as_ref();
-        let skipped = skipped.map(|reason| format!("  update skipped: {reason}"));
-        let student = |totals: &Totals| totals.student_busy_seconds + totals.evaluation_seconds;
-        let text = format!(
-            "step {}/{}  loss {:.4}  ce {:.4}  kd {:.4}{}  lr {:.2e}  {:.0} tok/s  teacher {:.0} %  \
-             student {:.0} %  {}{}",
-            line.step,
-            limit.unwrap_or_default(),
-            line.loss,
-            line.ce_loss,
-            line.kd_loss,
-            layer.unwrap_or_default(),
-            line.learning_rate,
-            (now.all_tokens() - before.all_tokens()) as f64 / seconds,
-            share(now.teacher_busy_seconds, before.teacher_busy_seconds),
-            share(student(now), student(before)),
-            list_weights(report.weights.iter().copied()),
-            skipped.unwrap_or_default(),
-        );
-        tracing::info!("{text}");
-        last.time = Some(Instant::now());
-        last.totals = now.clone();
-        drop(last);
-        self.line(&text);
-    }
-
-    fn on_mixture(&self, line: &MixtureLine) {
-        let (interval, step) = (line.interval, line.step);
-        let (weights, ratio) = (&line.weights, &line.ratio);
-        tracing::info!(interval, step, ?weights, ?ratio, "mixture");
-    }
-
-    fn on_progress(&self, progress: &Progress) {
-        if self.pace.is_due(progress, self.live.get(line_seconds)) {
-            let text = progress.to_string();
-            tracing::info!("{text}");
-            self.line(&text);
-        }
-    }
-
-    fn on_event(&self, event: &EventLine) {
-        // Checkpoints are routine; everything else deserves a line.
-        if event.kind != EventKind::Saved {
-            self.line(&format!("{}: {}", event.kind, event.message));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    };
-
-    use super::*;
-
-    #[test]
-    fn a_long_phase_is_told_of_every_five_seconds_and_a_short_one_never() {
-        let seconds = Arc::new(AtomicU64::new(0));
-        let read = Arc::clone(&seconds);
-        let clock = Clock::new(move || Duration::from_secs(read.load(Ordering::Relaxed)));
-        let told = |line_seconds: f64| -> Vec<u64> {
-            seconds.store(100, Ordering::Relaxed);
-            let pace = Pace::new(clock.clone());
-            let student = Meter::start("evaluation of the student", "documents", &clock);
-            let teacher = Meter::start("evaluation of the teacher", "documents", &clock);
-            let mut told = Vec::new();
-            for batch in 0..20 {
-                seconds.store(100 + batch, Ordering::Relaxed);
-                if pace.is_due(&student.at(batch, 20), line_seconds) {
-                    told.push(batch);
-                }
-                // The other phase is short and does not suppress this one's lines.
-                assert!(
-                    line_seconds == 0.0
-                        || batch >= 2
-                        || !pace.is_due(&teacher.at(batch, 20), line_seconds)
-                );
-            }
-            told
-        };
-        assert_eq!(told(15.0), [5, 10, 15]);
-        assert_eq!(told(2.0), [2, 4, 6, 8, 10, 12, 14, 16, 18]);
-        assert_eq!(told(0.0).len(), 20);
-        // After many phases, only the last ones are remembered.
-        let pace = Pace::new(clock.clone());
-        for step in 0..100 {
-            let phase = format!("evaluation of the student after step {step}");
-            let _ = pace.is_due(&Meter::start(&phase, "documents", &clock).at(0, 20), 15.0);
-        }
-        assert_eq!(pace.told.lock().len(), PHASES);
-    }
+/// Returns the number of a model's parameters; 0 if they cannot be read.
+pub(crate) fn model_parameters(folder: &Path) -> u64 {
+    Weights::open(folder).map_or(0, |weights| weights.elements())
 }

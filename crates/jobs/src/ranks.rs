@@ -15,7 +15,7 @@ use ddk_distributed::{Group, Store, World};
 use ddk_settings::Settings;
 use ddk_torch::parse_device;
 
-use crate::{hint::Hint, progress};
+use crate::{display, hint::Hint};
 
 /// Grace period under `torchrun`, which kills its processes 30 seconds after it has passed on a signal.
 const LONGEST_GRACE: f64 = 25.0;
@@ -60,7 +60,7 @@ impl Ranks {
                 .usage();
         }
         if world.rank > 0 {
-            progress::be_silent();
+            display::be_silent();
         }
         let timeout = Duration::from_secs_f64(settings.parallel.timeout_seconds);
         Ok(Some(Arc::new(Self {

@@ -41,9 +41,13 @@ pub fn run(args: &args::Report) -> Result<()> {
 pub fn of_run(folder: &Path) -> Result<Document> {
     let defaults = ddk_settings::load(&[], &[], [])?.settings;
     let changes = ddk_settings::diff(&defaults, &config::of_run(folder)?)?.into_iter();
-    let changes = changes.map(|change| {
+    let changes = changes.filter_map(|mut change| {
+        // The defaults name no domain and no model to pretrain, so each key there seems to be new.
+        if change.values[0].is_none() {
+            change.values[0].clone_from(&change.key.default);
+        }
         let [before, after] = change.shown();
-        (change.path, before, after)
+        (before != after).then_some((change.path, before, after))
     });
     let changes: Vec<Changed> = changes.collect();
     Ok(run_report(&RunView::read(folder), &changes))

@@ -14,13 +14,19 @@ use std::{
 use anyhow::{Context, Result};
 use ddk_run::{records::EventKind, view};
 use ddk_settings::Settings;
+use ddk_telemetry::Activity;
 use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Pid, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    control::RunControl, faults::Faults, hint::Ended, phase::Phase, progress::say,
-    ranks::under_torchrun, systemd,
+    control::RunControl,
+    display::{self, say, set_line_seconds},
+    faults::Faults,
+    hint::Ended,
+    phase::Phase,
+    ranks::under_torchrun,
+    systemd,
 };
 
 /// Maximum time for an orderly exit. A disk may hang, or a browser may read slowly.
@@ -96,6 +102,21 @@ pub(crate) enum Answer {
     Child(Child),
 }
 
+impl Answer {
+    /// Shows what the process is doing while it responds like this.
+    fn show(&self) {
+        let activity = Activity::of_process();
+        match self {
+            Self::End(Phase::Leave) => activity.rest(),
+            Self::End(phase) => activity.begin(phase.describe().0),
+            Self::Train(_) => activity.begin(Phase::Load.describe().0),
+            // The child shows what it is doing.
+            Self::Child(_) => return activity.rest(),
+        }
+        display::show();
+    }
+}
+
 /// A child that can receive signals. Its id is removed before the child is reaped, so it never names another
 /// process.
 pub type Child = Arc<Mutex<Option<Pid>>>;
@@ -157,6 +178,7 @@ impl Signals {
     /// If the fault plan is invalid, or if faults are not allowed.
     pub fn begin_job(&self, settings: &Settings) -> Result<()> {
         let faults = Faults::parse(&settings.fault_injection.plan)?;
+        set_line_seconds(settings.log.interval_seconds);
         self.state().faults = faults;
         Ok(())
     }
@@ -173,6 +195,7 @@ impl Signals {
     pub fn begin(&self, phase: Phase) -> Result<()> {
         let mut state = self.state();
         state.answer = Answer::End(phase);
+        state.answer.show();
         // The signal arrived during the previous phase, which finished before it could stop.
         if let Some(signal) = state.came {
             state.end(signal, phase);
@@ -203,6 +226,7 @@ impl Signals {
     pub fn left(&self) {
         let mut state = self.state();
         state.answer = Answer::End(Phase::Leave);
+        state.answer.show();
         state.run = None;
         state.farewell = None;
     }
@@ -211,6 +235,7 @@ impl Signals {
     pub(crate) fn answer_by(&self, answer: Answer) -> Option<Signal> {
         let mut state = self.state();
         state.answer = answer;
+        state.answer.show();
         state.came
     }
 
@@ -298,6 +323,7 @@ impl State {
         let name = signal.name();
         later(END_PATIENCE, move || exit(signal));
         let (what, next) = phase.describe();
+        display::clear();
         say(&format!("{name}: stopped while {what}; {next}"));
         tracing::info!(name, phase = what, "stop requested");
         if let Some(run) = &self.run {

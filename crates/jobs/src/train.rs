@@ -1,6 +1,7 @@
 //! `ddk train`: a distillation from configuration to exported student.
 
 mod changes;
+pub(crate) mod course;
 pub(crate) mod filters;
 mod fork;
 pub(crate) mod inputs;
@@ -12,13 +13,13 @@ pub(crate) mod prepared;
 mod result;
 pub(crate) mod run;
 mod session;
-mod threads;
+pub(crate) mod threads;
 mod workers;
 
-use std::io::Write;
+use std::{io::Write, path::Path};
 
 use anyhow::{Result, anyhow};
-use ddk_run::RunFolder;
+use ddk_run::{CheckpointStore, RunFileError, RunFolder};
 use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 
 use self::{
@@ -32,7 +33,9 @@ use crate::{
     bench::teacher_is_here,
     checkpoints::{self, go_back},
     config::{self, run_folder},
+    display,
     hint::{Hint, must_hold, usage, with_hint},
+    hub::{self, Revisions, Wanted},
     phase::Phase,
     prepare::Outdated,
     progress::say,
@@ -78,24 +81,53 @@ pub fn distill(
     signals.begin_job(settings)?;
     let ranks = Ranks::join(settings)?;
     not_at_each_restart(args)?;
-    let opened = Ranks::in_turn(
-        ranks.as_deref(),
-        || open(settings, args, signals, ranks.as_deref(), out),
-        || follow(settings, signals, ranks.as_deref()),
-    )?;
-    let Some((prepared, folder)) = opened else {
-        return Ok(());
-    };
-    let settings = &prepared.models.settings.clone();
-    session::in_one(settings, &folder, signals, ranks.clone(), |session| {
-        run_phases(prepared, &folder, session, args)
+    if ranks.is_none() && !args.no_resume {
+        not_in_use(&path)?;
+    }
+    let serves = !is_over(settings, args, &path);
+    let has_run = session::in_one(settings, &path, serves, signals, ranks.clone(), |session| {
+        let opened = Ranks::in_turn(
+            ranks.as_deref(),
+            || open(settings, args, session, ranks.as_deref(), out),
+            || follow(settings, session, ranks.as_deref()),
+        )?;
+        let Some((prepared, folder)) = opened else {
+            return Ok(false);
+        };
+        session.enter(&folder)?;
+        run_phases(prepared, &folder, session, args)?;
+        Ok(true)
     })?;
+    if !has_run {
+        return Ok(());
+    }
     // torchrun waits only 300 seconds after the first process has ended, and an export may take longer.
     Ranks::in_turn(ranks.as_deref(), || Ok(None), || Ok(()))?;
     if !ranks::leads(ranks.as_ref()) {
         return Ok(());
     }
-    result::print(&ddk_run::read::summary(&path)?, args.json, out)
+    display::clear();
+    result::print(&ddk_run::read::summary(&path)?, args.json, out)?;
+    result::say_next(&path, args);
+    Ok(())
+}
+
+/// Refuses a run that another process works on, before anything else happens in its name.
+fn not_in_use(path: &Path) -> Result<()> {
+    let Some(holder) = RunFolder::holder(path) else {
+        return Ok(());
+    };
+    let locked = RunFileError::Locked {
+        folder: path.to_owned(),
+        holder: holder.to_string(),
+    };
+    Err(locked).hint("choose another run.name or run.output_dir")
+}
+
+/// Returns whether the run is finished, so that only its summary will be printed.
+fn is_over(settings: &Settings, args: &args::Train, path: &Path) -> bool {
+    let is_finished = RunFolder::holds_a_run(path) && path.join("summary.json").exists();
+    is_finished && !args.restart && !inputs::extends(path, settings).unwrap_or(false)
 }
 
 /// Refuses options that must take effect only once, because `torchrun` repeats them at each restart.
@@ -120,19 +152,42 @@ fn not_at_each_restart(args: &args::Train) -> Result<()> {
         .usage()
 }
 
+/// What a run needs of the names in its settings.
+const ALL: [Wanted<'_>; 2] = [Wanted::Models, Wanted::Corpus];
+
+/// Finds what the settings name on the Hub: the commits of the run in this folder, or of the run that it is forked
+/// from.
+fn located(
+    settings: &Settings,
+    args: &args::Train,
+    path: &Path,
+    signals: &Signals,
+) -> Result<Settings> {
+    let mut pinned = Revisions::new();
+    if !args.restart {
+        let source = args.fork_of.as_deref();
+        for run in source.into_iter().chain([path]) {
+            pinned.extend(hub::revisions_of(run)?);
+        }
+    }
+    hub::located(settings, &ALL, &pinned, Some(signals))
+}
+
 /// Opens the run's folder after everything that changes it. Returns none if the run is already finished, after printing
 /// its summary.
 fn open(
     settings: &Settings,
     args: &args::Train,
-    signals: &Signals,
+    session: &Session,
     ranks: Option<&Ranks>,
     out: &mut dyn Write,
 ) -> Result<Option<(Prepared, RunFolder)>> {
+    let signals = &session.signals;
     let path = run_folder(settings)?;
     if args.serial_baseline > 0 {
         teacher_is_here(settings, "--serial-baseline")?;
     }
+    let settings = &located(settings, args, &path, signals)?;
     let settings = &threads::chosen(settings, &path, signals, ranks)?;
     let begun = RunFolder::holds_a_run(&path);
     let (new, restart, shown) = (args.no_resume, args.restart, path.display());
@@ -164,21 +219,24 @@ fn open(
         Some(source) if RunFolder::holds_a_run(source) => Outdated::NeededBy(source),
         _ => Outdated::AsSet,
     };
-    let prepared = prepare_run(settings, None, outdated, length, signals)?;
+    let prepared = prepare_run(settings, None, outdated, length, session)?;
+    let forked = match &args.fork_of {
+        Some(source) if restart || !begun => Some(fork::find(&prepared, source, args.resume_from)?),
+        _ => None,
+    };
     let folder = open_folder(&path, new, ranks)?;
     signals.in_run(folder.path());
     if restart {
         checkpoints::start_over(&folder)?;
     }
-    if let Some(source) = &args.fork_of
-        && !RunFolder::holds_a_run(&path)
-    {
+    if let Some(start) = forked.filter(|_| !RunFolder::holds_a_run(&path)) {
         signals.begin(Phase::Fork)?;
-        fork::fork(&prepared, source, args.resume_from, &folder)?;
+        fork::write(&prepared, &start, &folder)?;
     }
     if folder.summary().exists() {
         prepared.inputs.check(&folder, settings)?;
         if let Some(step) = from {
+            checkpoints::checkpoint_of(&CheckpointStore::look(&folder.checkpoints()), step)?;
             let error =
                 anyhow!("the run in {shown} is finished: it cannot resume from step {step}");
             let hint = "to start a new run from there, pass --fork NAME --resume-from";
@@ -192,6 +250,7 @@ fn open(
             if !path.join(result::REPORT).exists() {
                 result::write_report(&folder)?;
             }
+            display::clear();
             say(&format!(
                 "the run in {shown} is already finished; its summary:"
             ));
@@ -212,13 +271,16 @@ fn open(
 /// Opens the run's folder on a rank that only reads it, after rank 0 has opened it.
 fn follow(
     settings: &Settings,
-    signals: &Signals,
+    session: &Session,
     ranks: Option<&Ranks>,
 ) -> Result<(Prepared, RunFolder)> {
     let path = run_folder(settings)?;
-    let settings = threads::chosen(settings, &path, signals, ranks)?;
+    // Rank 0 has recorded the commits.
+    let pinned = hub::revisions_of(&path)?;
+    let settings = &hub::located(settings, &ALL, &pinned, Some(&session.signals))?;
+    let settings = threads::chosen(settings, &path, &session.signals, ranks)?;
     let length = Length::of_run(&path, &settings)?;
-    let prepared = prepare_run(&settings, None, Outdated::NeededBy(&path), length, signals)?;
+    let prepared = prepare_run(&settings, None, Outdated::NeededBy(&path), length, session)?;
     Ok((prepared, RunFolder::follow(&path)))
 }
 

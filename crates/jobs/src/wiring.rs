@@ -5,6 +5,7 @@ mod models;
 mod served;
 mod student;
 mod teacher;
+mod texts;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -26,6 +27,7 @@ pub use self::{
     served::server,
     student::{Record, StudentPort},
     teacher::TeacherPort,
+    texts::Prompts,
 };
 use crate::{
     faults::{Faults, Place},

@@ -16,7 +16,7 @@ pub enum ModelError {
     File(#[from] FileError),
     /// The folder holds no model.
     #[error("{} holds no {missing}: expected a model folder in the Hugging Face format (config.json, \
-             model.safetensors, tokenizer.json)", folder.display())]
+             model.safetensors, tokenizer.json), or the name of a model on the Hugging Face Hub", folder.display())]
     NotAModel {
         /// The folder.
         folder: PathBuf,

@@ -57,6 +57,7 @@ pub use model::Model;
 pub use padding::Parts;
 pub use parameters::normal;
 pub use replace::may_replace;
+pub use safetensors::{bytes_loaded, bytes_written};
 pub use shared_weights::SharedWeights;
 pub use trace::Trace;
-pub use weights::Weights;
+pub use weights::{Weights, is_head};

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use memmap2::Mmap;
@@ -15,6 +16,20 @@ use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
+
+/// Bytes of tensors that this process has copied from files, and to files.
+static LOADED: AtomicU64 = AtomicU64::new(0);
+static WRITTEN: AtomicU64 = AtomicU64::new(0);
+
+/// Returns the number of bytes of tensors that this process has loaded from model folders so far.
+pub fn bytes_loaded() -> u64 {
+    LOADED.load(Ordering::Relaxed)
+}
+
+/// Returns the number of bytes of tensors that this process has written so far.
+pub fn bytes_written() -> u64 {
+    WRITTEN.load(Ordering::Relaxed)
+}
 
 /// An open, memory-mapped file with a checked header. Tensors are copied out one by one.
 #[derive(Debug)]
@@ -93,13 +108,17 @@ impl TensorFile {
         let size = found.elt_size_in_bytes();
         if !(bytes.as_ptr() as usize).is_multiple_of(size) {
             let copy = Tensor::f_from_data_size(bytes, shape, found)?;
-            return Ok(copy.f_to_kind(kind)?.f_to_device(device)?);
+            let copy = copy.f_to_kind(kind)?.f_to_device(device)?;
+            LOADED.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            return Ok(copy);
         }
         // SAFETY: `find` checked the shape, and opening the file checked that the number of bytes matches shape and
         // dtype. The bytes are aligned. The view is only read, and it is dropped before this function returns,
         // while `self` keeps the file mapped.
         let view = unsafe { Tensor::f_from_blob(bytes.as_ptr(), shape, &[], found, Device::Cpu) }?;
-        Ok(view.f_to_device_(device, kind, false, true)?)
+        let copy = view.f_to_device_(device, kind, false, true)?;
+        LOADED.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(copy)
     }
 
     /// Copies a tensor to the CPU in the file's dtype. Its shape must be `shape`.
@@ -182,6 +201,7 @@ pub fn write_tensors(
             .and_then(|tensor| tensor.f_copy_data_u8(&mut bytes, tensor.numel()))
             .map_err(|error| io::Error::other(format!("cannot copy {name}: {error}")))?;
         out.write_all(&bytes)?;
+        WRITTEN.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     }
     Ok(())
 }

@@ -37,6 +37,16 @@ fn is_file_name(shard: &str) -> bool {
     Path::new(shard).file_name() == Some(shard.as_ref())
 }
 
+/// Whether a tensor is the LM head with this name ([`ModelConfig::head`](crate::ModelConfig::head)), perhaps in a
+/// larger model: in one of text and images, a prefix precedes the names of the language model.
+pub fn is_head(name: &str, tensor: &str) -> bool {
+    let end = name.trim_start_matches("model.");
+    tensor == name
+        || tensor
+            .strip_suffix(end)
+            .is_some_and(|prefix| prefix.ends_with('.'))
+}
+
 impl Weights {
     /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     ///
@@ -98,9 +108,7 @@ impl Weights {
     /// As for [`Self::open`], or if the folder lacks the LM head.
     pub fn open_head(folder: &Path, head: &(String, Vec<i64>)) -> Result<Self, ModelError> {
         let (name, shape) = head;
-        // In a model of text and images, a prefix precedes the names of the language model.
-        let end = format!(".{}", name.trim_start_matches("model."));
-        let is_head = |other: &str| other == name || other.ends_with(&end);
+        let is_head = |other: &str| is_head(name, other);
         let mut weights = Self::open_with(folder, is_head)?;
         let named = weights.names.keys().filter(|other| is_head(other));
         // The exact name first, if the folder has it.
@@ -164,6 +172,22 @@ impl Weights {
             folder: self.folder.clone(),
             problems,
         })
+    }
+
+    /// Total bytes of the tensors in the files.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |(name, file): (&String, &usize)| self.files[*file].bytes(name);
+        let all = self.names.iter().filter_map(bytes);
+        all.map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+
+    /// Total number of elements of the tensors.
+    pub fn elements(&self) -> u64 {
+        let shape = |(name, file): (&String, &usize)| self.files[*file].shape(name);
+        let shapes = self.names.iter().filter_map(shape);
+        shapes
+            .map(|shape| shape.iter().product::<i64>().unsigned_abs())
+            .sum()
     }
 
     /// Hashes all tensors (names, shapes, dtypes, and bytes). The hash does not depend on sharding. After each

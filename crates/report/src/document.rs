@@ -23,6 +23,8 @@ pub enum Block {
     Title(u8, String),
     /// A paragraph.
     Text(String),
+    /// Names and their values.
+    Facts(Vec<(String, String)>),
     /// A list of lines.
     List(Vec<String>),
     /// Rows under a header.
@@ -46,6 +48,10 @@ impl Document {
         let blocks = self.blocks.iter().map(|block| match block {
             Block::Title(level, text) => format!("{} {text}\n", "#".repeat(usize::from(*level))),
             Block::Text(text) => format!("{text}\n"),
+            Block::Facts(facts) => {
+                let line = |(name, value): &(String, String)| format!("- {name}: {value}\n");
+                facts.iter().map(line).collect()
+            }
             Block::List(lines) => lines.iter().map(|line| format!("- {line}\n")).collect(),
             Block::Table(table) => table.markdown(),
             Block::Figure(chart) => format!(
@@ -68,6 +74,17 @@ impl Document {
             Ok(match block {
                 Block::Title(level, text) => format!("<h{level}>{}</h{level}>\n", inline(text)),
                 Block::Text(text) => format!("<p>{}</p>\n", inline(text)),
+                Block::Facts(facts) => {
+                    let pair = |(name, value): &(String, String)| {
+                        format!(
+                            "<div><dt>{}</dt><dd>{}</dd></div>",
+                            inline(name),
+                            inline(value)
+                        )
+                    };
+                    let pairs = facts.iter().map(pair).collect::<String>();
+                    format!("<dl class=\"about\">{pairs}</dl>\n")
+                }
                 Block::List(lines) => {
                     let item = |line: &String| format!("<li>{}</li>", inline(line));
                     format!("<ul>{}</ul>\n", lines.iter().map(item).collect::<String>())
@@ -151,9 +168,15 @@ impl Table {
     }
 
     fn html(&self) -> String {
+        let words: Vec<bool> = (0..self.header.len())
+            .map(|column| !self.is_numeric(column))
+            .collect();
         let row = |cells: &[String], tag: &str| {
-            let cell = |cell: &String| format!("<{tag}>{}</{tag}>", inline(cell));
-            let cells: String = cells.iter().map(cell).collect();
+            let cell = |(cell, is_text): (&String, &bool)| {
+                let class = if *is_text { " class=\"text\"" } else { "" };
+                format!("<{tag}{class}>{}</{tag}>", inline(cell))
+            };
+            let cells: String = cells.iter().zip(&words).map(cell).collect();
             format!("<tr>{cells}</tr>\n")
         };
         let rows: String = self.rows.iter().map(|cells| row(cells, "td")).collect();
@@ -161,6 +184,12 @@ impl Table {
             "<div class=\"table\"><table>\n<thead>{}</thead>\n<tbody>{rows}</tbody>\n</table></div>\n",
             row(&self.header, "th")
         )
+    }
+
+    /// Whether all cells of a column are numbers, which stand on the right.
+    fn is_numeric(&self, column: usize) -> bool {
+        let mut cells = self.rows.iter().filter_map(|row| row.get(column));
+        cells.all(|cell| is_number(cell))
     }
 }
 
@@ -171,7 +200,7 @@ impl fmt::Display for Table {
             let cells = || self.rows.iter().filter_map(|row| row.get(number));
             let widths = cells().chain([name]).map(|cell| cell.chars().count());
             let width = widths.max().unwrap_or(0);
-            (width, cells().all(|cell| is_number(cell)))
+            (width, self.is_numeric(number))
         };
         let columns: Vec<_> = self.header.iter().enumerate().map(column).collect();
         for row in iter::once(&self.header).chain(&self.rows) {

@@ -28,6 +28,7 @@ impl Course<'_> {
         let line = |domain: &String| Line {
             name: domain.clone(),
             points: points(domain),
+            ..Line::default()
         };
         domains.into_iter().map(line).collect()
     }
@@ -78,6 +79,8 @@ impl Course<'_> {
 
 /// Maximum number of intervals in a chart. Twice as many would not be visible.
 const CHARTED: usize = 256;
+/// Maximum numbers of intervals and of points of a line in a report, whose size matters.
+const REPORTED: (usize, usize) = (128, 512);
 
 /// The data of a run that its charts show.
 #[derive(Debug)]
@@ -91,9 +94,23 @@ pub struct RunSeries {
 impl RunSeries {
     /// Takes the data of a run from its view. `name` is the name to show.
     pub fn new(name: String, view: &RunView) -> Self {
+        Self::thinned(name, view, CHARTED)
+    }
+
+    /// Works like [`Self::new`], with fewer points.
+    pub(crate) fn for_report(name: String, view: &RunView) -> Self {
+        let (intervals, points) = REPORTED;
+        let mut series = Self::thinned(name, view, intervals);
+        while series.steps.step.len() > points {
+            series.steps = halved(&series.steps);
+        }
+        series
+    }
+
+    fn thinned(name: String, view: &RunView, intervals: usize) -> Self {
         let mut mixture = view.mixture();
         let last = mixture.intervals.len().saturating_sub(1);
-        let every = last.div_ceil(CHARTED).max(1);
+        let every = last.div_ceil(intervals).max(1);
         let intervals = mixture.intervals.into_iter().enumerate();
         let shown = intervals.filter(|(index, _)| index.is_multiple_of(every) || *index == last);
         mixture.intervals = shown.map(|(_, interval)| interval).collect();
@@ -123,15 +140,21 @@ pub fn charts(run: &RunSeries) -> Vec<Chart> {
         |domain| domain.student_perplexity_after,
     );
     let about = "ln(student's perplexity / teacher's) on each domain's validation documents.";
-    let gap = gap_chart("Gap to the teacher", about, gaps);
+    let mut gap = gap_chart("Gap to the teacher", about, gaps);
+    let lines = || course.evaluations().into_iter().map(|(_, line)| line);
+    if lines().any(|line| !line.student_perplexity.is_empty()) {
+        gap.empty = "Without a teacher, there is no gap.".to_owned();
+    }
     let about = "The student's, on each domain's validation documents.";
     let (name, title) = ("perplexity", "Perplexity");
     let mut perplexity = chart(name, title, about, "perplexity", perplexities);
-    perplexity.log_scale = true;
+    perplexity.log_scale = perplexity.spans_a_decade();
+    perplexity.empty = NO_EVALUATION.to_owned();
     let about =
         "How much of the data is drawn from each domain: more where the student is further behind.";
     let (label, content) = ("weight in the mixture", course.weights());
-    let weights = chart("weights", "Mixture", about, label, content);
+    let mut weights = chart("weights", "Mixture", about, label, content);
+    weights.empty = NO_EVALUATION.to_owned();
     let mut charts = vec![gap, losses(steps), perplexity, weights];
     let others = [
         (Scalar::LearningRate, "Learning rate"),
@@ -141,7 +164,12 @@ pub fn charts(run: &RunSeries) -> Vec<Chart> {
     charts.extend(others.map(|(scalar, title)| {
         let line = scalar_line(steps, scalar, title);
         let content = Content::Lines(line.into_iter().collect());
-        chart(&scalar.to_string(), title, "", "", content)
+        let mut chart = chart(&scalar.to_string(), title, "", "", content);
+        chart.empty = NO_STEP.to_owned();
+        // The learning rate is set, not measured.
+        chart.is_noisy = scalar != Scalar::LearningRate;
+        chart.log_scale = scalar == Scalar::GradNorm && chart.spans_a_decade();
+        chart
     }));
     charts
 }
@@ -159,18 +187,20 @@ pub fn runs_charts(runs: &[RunSeries]) -> Vec<Chart> {
         Line {
             name: run.name.clone(),
             points: measured.chain(after).collect(),
+            ..Line::default()
         }
     });
     let losses = runs.iter().map(|run| Line {
         name: run.name.clone(),
         points: scalar_line(&run.steps, Scalar::Loss, "").map_or_else(Vec::new, |line| line.points),
+        ..Line::default()
     });
     let about = "Mean over the domains of ln(student's perplexity / teacher's).";
     let gaps = Content::Lines(gaps.collect());
     let losses = Content::Lines(losses.collect());
     vec![
         gap_chart("Mean gap to the teacher", about, gaps),
-        chart("loss", "Loss", "", NATS, losses),
+        loss_chart("", losses),
     ]
 }
 
@@ -186,7 +216,36 @@ fn losses(steps: &Steps) -> Chart {
     let lines = terms.filter_map(|(scalar, name)| scalar_line(steps, scalar, name));
     let about = "Means over each step's predictions: loss = cross-entropy + gamma KL, which is KL(teacher || student) \
                  or the divergence that `objective.name` says; with TED also a weight times the distance of layers.";
-    chart("loss", "Loss", about, NATS, Content::Lines(lines.collect()))
+    loss_chart(about, Content::Lines(lines.collect()))
+}
+
+fn loss_chart(about: &str, content: Content) -> Chart {
+    let mut chart = chart("loss", "Loss", about, NATS, content);
+    chart.empty = NO_STEP.to_owned();
+    chart.is_noisy = true;
+    chart
+}
+
+/// The steps with half as many points. Each is the mean of two.
+fn halved(steps: &Steps) -> Steps {
+    let mean = |pair: &[Option<f64>]| {
+        let known = || pair.iter().flatten();
+        let count = known().count();
+        (count > 0).then(|| known().sum::<f64>() / count as f64)
+    };
+    let column = |values: &Vec<Option<f64>>| values.chunks(2).map(mean).collect();
+    let columns = steps.scalars.iter();
+    Steps {
+        stride: 2 * steps.stride,
+        step: steps
+            .step
+            .chunks(2)
+            .filter_map(|pair| pair.last().copied())
+            .collect(),
+        scalars: columns
+            .map(|(scalar, values)| (*scalar, column(values)))
+            .collect(),
+    }
 }
 
 fn scalar_line(steps: &Steps, scalar: Scalar, name: &str) -> Option<Line> {
@@ -195,6 +254,7 @@ fn scalar_line(steps: &Steps, scalar: Scalar, name: &str) -> Option<Line> {
     Some(Line {
         name: name.to_owned(),
         points: points.collect(),
+        ..Line::default()
     })
 }
 
@@ -205,6 +265,8 @@ fn mean<'a>(values: impl Iterator<Item = &'a f64>) -> f64 {
 }
 
 const NATS: &str = "nats per prediction";
+const NO_EVALUATION: &str = "There is no evaluation yet.";
+const NO_STEP: &str = "There is no step yet.";
 
 /// A chart over the steps with one panel.
 fn chart(name: &str, title: &str, about: &str, y_label: &str, content: Content) -> Chart {
@@ -227,6 +289,7 @@ fn chart(name: &str, title: &str, about: &str, y_label: &str, content: Content) 
 fn gap_chart(title: &str, about: &str, gaps: Content) -> Chart {
     let mut chart = chart("gap", title, about, "gap, nats per token", gaps);
     chart.panels[0].level = Some(caught_up());
+    chart.empty = NO_EVALUATION.to_owned();
     chart
 }
 

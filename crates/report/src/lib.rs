@@ -6,7 +6,7 @@
 //! ```
 //! use ddk_report::chart::{Chart, Content, Line, Panel};
 //!
-//! let line = Line { name: "prose".to_owned(), points: vec![(0.0, 0.9), (100.0, 0.4)] };
+//! let line = Line { name: "prose".to_owned(), points: vec![(0.0, 0.9), (100.0, 0.4)], raw: Vec::new() };
 //! let panel = Panel { title: String::new(), content: Content::Lines(vec![line]), level: None };
 //! let chart = Chart { name: "gap".to_owned(), panels: vec![panel], ..Chart::default() };
 //! assert!(ddk_report::svg(&chart, ddk_report::WIDTH)?.contains("<polyline"));
@@ -27,5 +27,5 @@ pub use chart::Chart;
 pub use comparison::{ComparedRun, Comparison};
 pub use figures::{RunSeries, charts, runs_charts};
 pub use run_report::run_report;
-pub use svg::{ChartError, WIDTH, svg};
+pub use svg::{ChartError, WIDTH, svg, svg_without_legend};
 pub use table::table;

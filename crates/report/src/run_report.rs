@@ -4,8 +4,9 @@ use std::{fs, path::Path};
 
 use ddk_run::{
     RunView,
-    records::{EventLine, Summary},
-    view::duration,
+    records::{EventKind, EventLine, Summary},
+    texts::TextLine,
+    view::{Fact, duration},
 };
 use jiff::Timestamp;
 
@@ -25,7 +26,7 @@ pub type Changed = (String, String, String);
 /// no summary, and its report covers the run so far.
 pub fn run_report(view: &RunView, changed: &[Changed]) -> Document {
     let name = view.name();
-    let mut blocks = vec![Block::Title(1, name.clone())];
+    let mut blocks = vec![Block::Title(1, name.clone()), about(view)];
     let problems = view.problems().iter();
     let problems = problems.map(|problem| format!("**Problem:** {problem}"));
     blocks.extend(problems.map(Block::Text));
@@ -34,8 +35,9 @@ pub fn run_report(view: &RunView, changed: &[Changed]) -> Document {
         None => blocks.push(Block::Text("This run has not ended yet.".to_owned())),
     }
     blocks.push(Block::Title(2, "Charts".to_owned()));
-    let charts = charts(&RunSeries::new(name.clone(), view)).into_iter();
+    let charts = charts(&RunSeries::for_report(name.clone(), view)).into_iter();
     blocks.extend(charts.map(Block::Figure));
+    blocks.extend(texts(view));
     blocks.extend(time(view));
     blocks.extend(incidents(view));
     blocks.extend(settings(changed));
@@ -44,6 +46,25 @@ pub fn run_report(view: &RunView, changed: &[Changed]) -> Document {
         title: name,
         blocks,
     }
+}
+
+/// Models, method, time and machine.
+fn about(view: &RunView) -> Block {
+    let facts = view.about().iter();
+    let mut facts: Vec<_> = facts
+        .map(|Fact { name, value }| (name.clone(), value.clone()))
+        .collect();
+    let status = view.status(None);
+    let times = [("started", status.started), ("ended", status.ended)];
+    for (name, time) in times {
+        facts.extend(time.map(|time| (name.to_owned(), moment(time).replace('T', " "))));
+    }
+    let events = view.events();
+    let starts = |event: &&EventLine| matches!(event.kind, EventKind::Started | EventKind::Resumed);
+    if let Some(last) = events.iter().rfind(starts) {
+        facts.push(("run by".to_owned(), last.message.clone()));
+    }
+    Block::Facts(facts)
 }
 
 fn result(summary: &Summary) -> Vec<Block> {
@@ -61,6 +82,46 @@ fn result(summary: &Summary) -> Vec<Block> {
         Block::Table(results(summary)),
         Block::List(facts(summary)),
     ]
+}
+
+/// What the models write after each prompt.
+fn texts(view: &RunView) -> Vec<Block> {
+    let texts = view.texts();
+    let (first, last) = (texts.student.first(), texts.student.last());
+    let last = last.filter(|last| first.is_some_and(|first| first.step < last.step));
+    let of_student = |line: &TextLine| format!("student, step {}", line.step);
+    let writers = [
+        texts
+            .teacher
+            .as_ref()
+            .map(|line| ("teacher".to_owned(), line)),
+        first.map(|line| (of_student(line), line)),
+        last.map(|line| (of_student(line), line)),
+    ];
+    let writers: Vec<_> = writers.into_iter().flatten().collect();
+    let Some((_, latest)) = writers.last() else {
+        return Vec::new();
+    };
+    let of_prompt = |prompt: &String| {
+        let written = |(name, line): &(String, &TextLine)| {
+            let text = line.texts.iter().find(|text| text.prompt == *prompt)?;
+            // One line, without marks that Markdown would take for its own.
+            let plain = text
+                .text
+                .replace(['\n', '\r'], " ")
+                .replace(['*', '`'], "'");
+            Some((name.clone(), plain))
+        };
+        let facts = writers.iter().filter_map(written).collect();
+        let title = prompt.replace(['\n', '\r'], " ").replace(['*', '`'], "'");
+        [Block::Title(3, title), Block::Facts(facts)]
+    };
+    let prompts = latest.texts.iter().map(|text| &text.prompt);
+    let title = Block::Title(2, "What the models write".to_owned());
+    [title]
+        .into_iter()
+        .chain(prompts.flat_map(of_prompt))
+        .collect()
 }
 
 /// Sums of the steps' phases on the student's worker.
@@ -108,6 +169,9 @@ fn incidents(view: &RunView) -> Vec<Block> {
 }
 
 fn settings(changed: &[Changed]) -> Vec<Block> {
+    if changed.is_empty() {
+        return Vec::new();
+    }
     let rows = changed.iter().map(|(key, default, value)| {
         let cells = [key, default, value];
         cells.map(|text| format!("`{text}`")).to_vec()
@@ -138,7 +202,7 @@ fn again(folder: &Path) -> Vec<Block> {
 }
 
 /// Formats seconds since 1970 as a date and time in UTC.
-fn moment(seconds: f64) -> String {
+pub fn moment(seconds: f64) -> String {
     match Timestamp::from_second(seconds as i64) {
         Ok(time) => time.to_string(),
         Err(_) => format!("{seconds:.0}"),

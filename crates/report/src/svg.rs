@@ -28,6 +28,8 @@ const PANEL: u32 = 300;
 /// Height of a panel with its title and the labels of its axes.
 const HEIGHT: u32 = 250;
 const LEGEND_LINE: i32 = 20;
+/// Maximum number of points in a panel that are marked.
+const MARKED: usize = 120;
 const INK: RGBColor = RGBColor(0x80, 0x80, 0x80);
 /// plotters draws this 12 pixels high.
 const FONT: u32 = 15;
@@ -48,19 +50,33 @@ type Drawn<T> = Result<T, DrawingAreaErrorKind<std::io::Error>>;
 /// # Errors
 /// If the chart has values that cannot be drawn.
 pub fn svg(chart: &Chart, width: u32) -> Result<String, ChartError> {
-    let width = width.max(PANEL);
+    let entries = legend(chart, width.max(PANEL) as i32);
+    drawn(chart, width.max(PANEL), &entries)
+}
+
+/// Draws the chart without a legend, for a page that makes one from `data-panels`.
+///
+/// # Errors
+/// If the chart has values that cannot be drawn.
+pub fn svg_without_legend(chart: &Chart, width: u32) -> Result<String, ChartError> {
+    drawn(chart, width.max(PANEL), &[])
+}
+
+fn drawn(chart: &Chart, width: u32, entries: &[Entry<'_>]) -> Result<String, ChartError> {
+    if chart.is_empty() && !chart.empty.is_empty() {
+        return Ok(empty(chart, width));
+    }
     let count = chart.panels.len().max(1);
     let columns = if count == 4 { 2 } else { count.min(3) };
     let columns = columns.min((width / PANEL) as usize);
     let rows = count.div_ceil(columns);
-    let entries = legend(chart, width as i32);
     let height = 10 + entries.last().map_or(0, |entry| entry.4) as u32;
     let size = (width, height + HEIGHT * rows as u32);
     let mut text = String::new();
     let mut draw_all = || -> Drawn<Vec<Value>> {
         let root = SVGBackend::with_string(&mut text, size).into_drawing_area();
         let (head, body) = root.split_vertically(height);
-        draw_legend(&head, &entries)?;
+        draw_legend(&head, entries)?;
         let areas = body.split_evenly((rows, columns));
         let panels = areas.iter().zip(&chart.panels);
         let frames = panels.map(|(area, panel)| draw(area, chart, panel));
@@ -80,6 +96,20 @@ pub fn svg(chart: &Chart, width: u32) -> Result<String, ChartError> {
         escape(&frames)
     );
     Ok(text.replacen("<svg ", &start, 1))
+}
+
+/// A chart without points: a sentence in its middle.
+fn empty(chart: &Chart, width: u32) -> String {
+    let (middle, height) = (width / 2, HEIGHT / 2);
+    format!(
+        "<svg role=\"img\" aria-label=\"{title}. {text}\" data-panels=\"[]\" width=\"{width}\" height=\"{height}\" \
+         viewBox=\"0 0 {width} {height}\" xmlns=\"http://www.w3.org/2000/svg\">\n\
+         <text x=\"{middle}\" y=\"{y}\" text-anchor=\"middle\" font-family=\"sans-serif\" font-size=\"12\" \
+         fill=\"#808080\">{text}</text>\n</svg>\n",
+        title = escape(&chart.title),
+        text = escape(&chart.empty),
+        y = height / 2,
+    )
 }
 
 /// A legend entry: name, color, line thickness, and position (x, y).
@@ -167,7 +197,7 @@ fn draw(area: &Area<'_>, chart: &Chart, panel: &Panel) -> Drawn<Value> {
     let (from, to) = panel.x_range();
     let mut builder = ChartBuilder::on(area);
     builder
-        .margin_right(12)
+        .margin_right(20)
         .x_label_area_size(38)
         .y_label_area_size(60);
     if panel.title.is_empty() {
@@ -207,16 +237,24 @@ fn draw(area: &Area<'_>, chart: &Chart, panel: &Panel) -> Drawn<Value> {
             }
         }
         Content::Lines(lines) => {
+            let finite = |points: &[(f64, f64)]| {
+                let points = points.iter().map(|point| (point.0, scaled(point.1)));
+                points
+                    .filter(|point| point.1.is_finite())
+                    .collect::<Vec<_>>()
+            };
+            let all: usize = lines.iter().map(|line| line.points.len()).sum();
+            for line in lines.iter().filter(|line| !line.raw.is_empty()) {
+                let color = color(chart, &line.name).mix(0.3);
+                plot.draw_series(LineSeries::new(finite(&line.raw), color.stroke_width(1)))?;
+            }
             for line in lines {
-                let points = || {
-                    let points = line.points.iter();
-                    let points = points.map(|point| (point.0, scaled(point.1)));
-                    points.filter(|point| point.1.is_finite())
-                };
+                let points = || finite(&line.points).into_iter();
                 let color = color(chart, &line.name);
                 plot.draw_series(LineSeries::new(points(), color.stroke_width(2)))?;
-                // If there are few points, mark each, so that a single point is visible.
-                let markers = points().filter(|_| line.points.len() <= 40);
+                // Mark each of few points, because a single point is no line.
+                let is_marked = line.points.len() == 1 || all <= MARKED;
+                let markers = points().filter(|_| is_marked);
                 plot.draw_series(markers.map(|point| Circle::new(point, 2, color.filled())))?;
             }
         }
@@ -227,22 +265,34 @@ fn draw(area: &Area<'_>, chart: &Chart, panel: &Panel) -> Drawn<Value> {
             }
         }
     }
-    if let Some(level) = &panel.level {
-        let ends = [from, to].map(|x| (x, scaled(level.value)));
-        plot.draw_series(DashedLineSeries::new(ends, 4, 3, INK.stroke_width(1)))?;
-    }
     let (across, down) = plot.plotting_area().get_pixel_range();
+    if let Some(level) = &panel.level {
+        // The dashes of plotters need a function of glibc 2.35, and nothing else in ddk needs more than 2.34.
+        let ends = [from, to].map(|x| plot.backend_coord(&(x, scaled(level.value))));
+        let [(left, y), (right, _)] = ends.map(|(x, y)| (x - across.start, y - down.start));
+        let pixels = plot.plotting_area().strip_coord_spec();
+        for start in (left..right).step_by(7) {
+            let dash = [(start, y), (right.min(start + 4), y)];
+            pixels.draw(&PathElement::new(dash, INK.stroke_width(1)))?;
+        }
+    }
     let (x, lines) = values(chart, panel);
     Ok(json!({
         "left": across.start, "right": across.end, "top": down.start, "bottom": down.end,
-        "from": from, "to": to, "x": x, "lines": lines,
+        "from": from, "to": to, "of": chart.x_label, "x": x, "lines": lines,
+        "level": panel.level.as_ref().map(|level| &level.name),
     }))
 }
 
-/// Marks of a logarithmic axis, as logarithms: 1, 2 and 5 times each power of ten.
+/// Marks of a logarithmic axis, as logarithms: 1, 2 and 5 times each power of ten, or the powers alone if there are
+/// many.
 fn decades(low: f64, high: f64) -> Vec<f64> {
     let powers = low.log10().floor() as i32..=high.log10().ceil() as i32;
-    let marks = powers.flat_map(|power| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powi(power)));
+    let digits: &[f64] = match high / low {
+        ratio if ratio < 1e3 => &[1.0, 2.0, 5.0],
+        _ => &[1.0],
+    };
+    let marks = powers.flat_map(|power| digits.iter().map(move |digit| digit * 10_f64.powi(power)));
     let inside = marks.filter(|mark| (low..=high).contains(mark));
     inside.map(f64::ln).collect()
 }
@@ -336,6 +386,7 @@ mod tests {
         let line = |values: [f64; 2]| Line {
             name: String::new(),
             points: vec![(0.0, values[0]), (4.0, values[1])],
+            raw: Vec::new(),
         };
         let outlines = outlines(&[line([0.25, 0.5]), line([0.75, 0.5])]);
         let upper = [(0.0, 0.25), (4.0, 0.25), (4.0, 0.5), (4.0, 0.5)];

@@ -104,8 +104,9 @@ pub(crate) fn facts(summary: &Summary) -> Vec<String> {
             percent(summary.data_wait_share)
         ),
         format!(
-            "training waited {} for new mixtures and {} for checkpoints",
+            "training waited {} ({} of the time) for new mixtures, evaluations included, and {} for checkpoints",
             duration(summary.boundary_seconds),
+            percent(summary.mixture_seconds_share),
             duration(summary.save_stall_seconds)
         ),
         format!(
@@ -118,9 +119,8 @@ pub(crate) fn facts(summary: &Summary) -> Vec<String> {
             summary.teacher_flops_saved,
         ),
         format!(
-            "steering (evaluations and mixture) cost {} of the FLOPs and {} of the time",
-            percent(summary.mixture_flops_share),
-            percent(summary.mixture_seconds_share)
+            "the evaluations that set mixtures cost {} of the FLOPs of training",
+            percent(summary.mixture_flops_share)
         ),
     ];
     facts.retain(|fact| !fact.is_empty());

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use ddk_report::{
     ComparedRun, Comparison,
+    chart::{Bar, Chart, Content, Level, Panel},
     comparison::{Costs, Group},
     scores::Scores,
 };
@@ -206,4 +207,76 @@ fn the_page_needs_nobody_and_the_json_reads_back() {
     // Sample deviation of -1, -0.98, -1.02 is 0.02; half-width 4.302652729696142 x 0.02 / sqrt(3).
     let high = difference["interval"][1].as_f64().unwrap();
     assert!((high - -0.950_317_245_759_877).abs() < 1e-9, "{high}");
+}
+
+/// The value of an attribute of an SVG element.
+fn number(element: &str, name: &str) -> f64 {
+    let start = format!(" {name}=\"");
+    let value = element.split(&start).nth(1).unwrap();
+    value.split('"').next().unwrap().parse().unwrap()
+}
+
+/// Bars of one domain are never drawn over those of another: each lies in the frame of its own panel.
+#[test]
+fn bars_of_several_domains_lie_apart() {
+    for domains in 1..=7 {
+        let bar = |index: u32| Bar {
+            name: format!("method {index}"),
+            value: 10.0 * f64::from(index + 1),
+            error: Some(1.0),
+        };
+        let panel = |domain: u32| Panel {
+            title: format!("domain {domain}"),
+            content: Content::Bars((0..4).map(bar).collect()),
+            level: Some(Level {
+                name: "teacher".to_owned(),
+                value: 5.0,
+            }),
+        };
+        let chart = Chart {
+            name: "perplexity".to_owned(),
+            panels: (0..domains).map(panel).collect(),
+            ..Chart::default()
+        };
+        let text = ddk_report::svg(&chart, ddk_report::WIDTH).unwrap();
+        let frames = text.split("data-panels=\"").nth(1).unwrap();
+        let frames = frames.split('"').next().unwrap().replace("&quot;", "\"");
+        let frames: Vec<serde_json::Value> = serde_json::from_str(&frames).unwrap();
+        let frames: Vec<[f64; 4]> = frames
+            .iter()
+            .map(|frame| {
+                ["left", "right", "top", "bottom"].map(|side| frame[side].as_f64().unwrap())
+            })
+            .collect();
+        assert_eq!(frames.len(), domains as usize);
+        let mut bars = Vec::new();
+        for element in text.split("<rect").skip(1) {
+            let [x, y, width, height] =
+                ["x", "y", "width", "height"].map(|name| number(element, name));
+            bars.push([x, x + width, y, y + height]);
+        }
+        assert_eq!(bars.len(), 4 * frames.len());
+        for (frame, of_frame) in frames.iter().zip(bars.chunks(4)) {
+            for bar in of_frame {
+                let inside = bar[0] >= frame[0]
+                    && bar[1] <= frame[1]
+                    && bar[2] >= frame[2]
+                    && bar[3] <= frame[3] + 1.0;
+                assert!(inside && bar[1] > bar[0], "{bar:?} in {frame:?}");
+            }
+        }
+        let both = |index: usize, all: &[[f64; 4]]| -> bool {
+            let overlap = |a: &[f64; 4], b: &[f64; 4]| {
+                a[0] < b[1] && b[0] < a[1] && a[2] < b[3] && b[2] < a[3]
+            };
+            all[index + 1..]
+                .iter()
+                .any(|other| overlap(&all[index], other))
+        };
+        assert!(
+            (0..bars.len()).all(|index| !both(index, &bars)),
+            "{domains}"
+        );
+        assert!((0..frames.len()).all(|index| !both(index, &frames)));
+    }
 }

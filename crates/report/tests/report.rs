@@ -113,6 +113,10 @@ fn write_run(folder: &Path) {
         message: message.to_owned(),
     };
     let events = [
+        event(
+            EventKind::Started,
+            "process 1 on trainer (2 CPUs), ddk 0.1.0",
+        ),
         event(EventKind::Saved, "12 bytes in 0.01 s"),
         event(
             EventKind::Restarted,
@@ -123,7 +127,7 @@ fn write_run(folder: &Path) {
     fs::write(folder.join("events.jsonl"), lines(events.to_vec())).unwrap();
     fs::write(
         folder.join("config.toml"),
-        "[run]\nname = \"a <small> run\"\n",
+        "[run]\nname = \"a <small> run\"\n[teacher]\nmodel = \"models/large\"\n[student]\nmodel = \"models/tiny\"\n",
     )
     .unwrap();
 }
@@ -170,6 +174,10 @@ fn the_page_holds_the_figures_and_asks_nobody() {
         "a &lt;small&gt; run",
         "overlap 1.80",
         "<code>run.seed</code>",
+        "<dt>teacher</dt><dd>large</dd>",
+        "<dt>student</dt><dd>tiny</dd>",
+        "<dt>started</dt><dd>1970-01-01 00:01:40Z</dd>",
+        "process 1 on trainer (2 CPUs), ddk 0.1.0",
         "1970-01-01T00:01:40Z",
         "loader-math is restarted",
     ] {
@@ -194,6 +202,7 @@ fn the_markdown_says_the_same_and_names_its_figures() {
     }
     assert_eq!(report.charts().count(), 7);
     let name = folder.path().file_name().unwrap().to_str().unwrap();
+    let text = text.replace(concat!("ddk ", env!("CARGO_PKG_VERSION")), "ddk VERSION");
     assert_snapshot!(text.replace(name, "RUN"));
 }
 
@@ -231,9 +240,43 @@ fn what_cannot_be_read_is_said_and_the_rest_is_there() {
     assert!(text.contains("loader-math is restarted"));
 }
 
+#[test]
+fn what_the_models_write_is_shown_beside_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    write_run(folder.path());
+    let report = || {
+        run_report(&RunView::read(folder.path()), &[])
+            .html()
+            .unwrap()
+    };
+    assert!(!report().contains("What the models write"));
+    let line = |model: &str, step: u64, text: &str| {
+        let texts = serde_json::json!([{"prompt": "Once <b>", "text": text}]);
+        format!(
+            "{}\n",
+            serde_json::json!({"step": step, "model": model, "texts": texts})
+        )
+    };
+    let lines = [
+        line("student", 0, " the the the"),
+        line("teacher", 0, " upon a time"),
+        line("student", 10, " upon `a`\ntime"),
+    ];
+    fs::write(folder.path().join("texts.jsonl"), lines.concat()).unwrap();
+    let page = report();
+    for expected in [
+        "<h3>Once &lt;b&gt;</h3>",
+        "<dt>teacher</dt><dd> upon a time</dd>",
+        "<dt>student, step 0</dt><dd> the the the</dd>",
+        "<dt>student, step 10</dt><dd> upon 'a' time</dd>",
+    ] {
+        assert!(page.contains(expected), "{expected}");
+    }
+}
+
 /// The largest possible report for twelve domains: as many points, intervals and events as a view holds.
 #[test]
-fn a_long_run_has_a_report_of_less_than_500_kilobytes() {
+fn a_long_run_has_a_report_of_less_than_300_kilobytes() {
     let folder = tempfile::tempdir().unwrap();
     write_run(folder.path());
     let repeat = |name: &str, count: u64, change: &dyn Fn(&mut serde_json::Value, u64)| {
@@ -274,8 +317,16 @@ fn a_long_run_has_a_report_of_less_than_500_kilobytes() {
             line[key] = values.collect::<BTreeMap<_, _>>().into_iter().collect();
         }
     });
-    let page = run_report(&RunView::read(folder.path()), &[])
-        .html()
-        .unwrap();
-    assert!(page.len() < 500_000, "{} bytes", page.len());
+    let report = run_report(&RunView::read(folder.path()), &[]);
+    let named: Vec<&str> = report.charts().map(|chart| chart.name.as_str()).collect();
+    for chart in [
+        "learning_rate",
+        "grad_norm",
+        "tokens_per_second",
+        "perplexity",
+    ] {
+        assert!(named.contains(&chart), "{chart} is not among {named:?}");
+    }
+    let page = report.html().unwrap();
+    assert!(page.len() < 300_000, "{} bytes", page.len());
 }

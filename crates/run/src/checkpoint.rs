@@ -16,7 +16,10 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::disk::{Disk, TEMPORARY};
-pub use self::retention::{Measured, Retention};
+pub use self::{
+    disk::bytes_written,
+    retention::{Measured, Retention},
+};
 use crate::{
     RunFileError,
     manifest::{FORMAT, MANIFEST, Manifest, read_json},

@@ -12,10 +12,13 @@ use serde::{Deserialize, Serialize};
 use crate::{
     RunFileError,
     records::{DrawnLine, EventKind, EventLine, MixtureLine, SampleLine, StepRecord},
+    texts::TextLine,
 };
 
 /// The file of events.
 pub(crate) const EVENTS: &str = "events.jsonl";
+/// The file of texts.
+const TEXTS: &str = "texts.jsonl";
 
 /// Length of each file in bytes at a step boundary; part of a checkpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +29,13 @@ pub struct Lengths {
     pub mixture: u64,
     /// `samples.jsonl`; 0 if it is not written.
     pub samples: u64,
+    /// `texts.jsonl`; 0 if it is not written.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub texts: u64,
+}
+
+fn is_zero(length: &u64) -> bool {
+    *length == 0
 }
 
 /// The run's JSON Lines files, open for appending; may be shared between threads.
@@ -41,6 +51,10 @@ struct Files {
     run: Option<Appended>,
     mixture: Option<Appended>,
     samples: Option<Appended>,
+    /// Opened with its first line, because most runs have none.
+    texts: Option<Appended>,
+    /// Where that is; none if nothing is written.
+    texts_path: Option<PathBuf>,
     events: Option<Appended>,
     /// The last step in a line or an event.
     last_step: u64,
@@ -54,6 +68,7 @@ impl Journal {
     /// If a file cannot be opened or truncated, or is shorter than `lengths` says.
     pub fn open(folder: &Path, lengths: Lengths, samples: bool) -> Result<Self, RunFileError> {
         let open = |name: &str, length| Appended::open(folder.join(name), length).map(Some);
+        let texts = folder.join(TEXTS);
         let files = Files {
             run: open("run.jsonl", Some(lengths.run))?,
             mixture: open("mixture.jsonl", Some(lengths.mixture))?,
@@ -62,6 +77,12 @@ impl Journal {
             } else {
                 None
             },
+            texts: if texts.exists() || lengths.texts > 0 {
+                open(TEXTS, Some(lengths.texts))?
+            } else {
+                None
+            },
+            texts_path: Some(texts),
             events: open(EVENTS, None)?,
             last_step: 0,
         };
@@ -76,6 +97,8 @@ impl Journal {
             run: None,
             mixture: None,
             samples: None,
+            texts: None,
+            texts_path: None,
             events: None,
             last_step: 0,
         };
@@ -122,6 +145,20 @@ impl Journal {
         lines.iter().try_for_each(|line| samples.append(line))
     }
 
+    /// Appends what a model has written and flushes it at once, so that readers of the file see it.
+    ///
+    /// # Errors
+    /// If `texts.jsonl` cannot be written.
+    pub fn texts(&self, line: &TextLine) -> Result<(), RunFileError> {
+        let mut files = self.files.lock();
+        if files.texts.is_none()
+            && let Some(path) = files.texts_path.clone()
+        {
+            files.texts = Some(Appended::open(path, Some(0))?);
+        }
+        append_visibly(&mut files.texts, line)
+    }
+
     /// Appends an event that happened now.
     ///
     /// # Errors
@@ -158,6 +195,7 @@ impl Journal {
             run: length(&files.run),
             mixture: length(&files.mixture),
             samples: length(&files.samples),
+            texts: length(&files.texts),
         }
     }
 
@@ -214,10 +252,11 @@ impl Files {
             run,
             mixture,
             samples,
+            texts,
             events,
             ..
         } = self;
-        [run, mixture, samples, events].into_iter().flatten()
+        [run, mixture, samples, texts, events].into_iter().flatten()
     }
 }
 

@@ -28,10 +28,12 @@ pub mod read;
 pub mod records;
 mod restart;
 mod step;
+pub mod texts;
 pub mod view;
 
 pub use checkpoint::{
     CheckpointStore, Entry, Measured, Opened, Retention, SaveHook, SaveReport, SnapshotFile,
+    bytes_written as checkpoint_bytes_written,
 };
 pub use error::RunFileError;
 pub use folder::RunFolder;

@@ -194,6 +194,8 @@ impl EventLine {
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum EventKind {
+    /// The run trains without errors, but a setting or the data should change.
+    Advice,
     /// A user changed settings while the run trained.
     Changed,
     /// The teacher's cache is full, or its disk is: nothing more is added to it.
@@ -251,7 +253,8 @@ pub enum EventKind {
 
 impl EventKind {
     /// The normal course of a run; all other kinds are incidents.
-    pub const ROUTINE: [Self; 12] = [
+    pub const ROUTINE: [Self; 13] = [
+        Self::Advice,
         Self::Changed,
         Self::Evaluated,
         Self::Extended,
@@ -285,6 +288,8 @@ pub enum StopReason {
     MaxTokens,
     /// Every domain's gap is at most `run.target_gap`.
     TargetGap,
+    /// `run.patience` evaluations did not improve the mean gap.
+    Patience,
     /// The maximum number of epochs of the data.
     MaxEpochs,
 }

@@ -3,12 +3,15 @@
 //! The page, the terminal, the report and comparisons read a run only through [`RunView`]. Its memory is bounded,
 //! however long the run is: at most 1,024 points, 1,024 intervals and 250 events.
 
+mod about;
 mod events;
 mod limits;
 mod mixtures;
 mod part;
+mod progress;
 mod scalars;
 mod status;
+mod texts;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -17,18 +20,21 @@ use std::{
     time::Instant,
 };
 
+pub use self::{
+    about::Fact,
+    events::Saved,
+    mixtures::{Domain, IntervalRecord, Mixture},
+    progress::{Progress, rough},
+    scalars::{Scalar, Steps},
+    status::{Revisions, RunStatus, Stage, State, duration},
+    texts::Texts,
+};
 use self::{
     events::EventLog,
     limits::Limits,
     mixtures::MixtureSeries,
     part::{Gather, Part, finite, keep},
     scalars::{Mean, ScalarSeries},
-};
-pub use self::{
-    events::Saved,
-    mixtures::{Domain, IntervalRecord, Mixture},
-    scalars::{Scalar, Steps},
-    status::{Revisions, RunStatus, Stage, State, duration},
 };
 use crate::{
     PhaseSeconds, RunFolder, read,
@@ -49,7 +55,9 @@ pub struct RunView {
     steps: Part<StepLog>,
     mixtures: Part<MixtureSeries>,
     events: Part<EventLog>,
+    texts: Part<Texts>,
     limits: Option<Limits>,
+    about: Vec<Fact>,
     summary: Option<Summary>,
     stages: BTreeMap<PathBuf, Self>,
     /// The times of the last refreshes, and the step at each.
@@ -91,7 +99,9 @@ impl RunView {
             steps: Part::of(folder, "run.jsonl"),
             mixtures: Part::of(folder, "mixture.jsonl"),
             events: Part::of(folder, "events.jsonl"),
+            texts: Part::of(folder, "texts.jsonl"),
             limits: None,
+            about: Vec::new(),
             summary: None,
             stages: BTreeMap::new(),
             looks: VecDeque::new(),
@@ -112,10 +122,13 @@ impl RunView {
         self.problems.extend(self.steps.refresh());
         self.problems.extend(self.mixtures.refresh());
         self.problems.extend(self.events.refresh());
-        if self.limits.is_none() {
+        self.problems.extend(self.texts.refresh());
+        // A process that has just started has not written its settings yet.
+        if self.limits.is_none() && RunFolder::holds_a_run(&self.folder) {
             self.limits = Limits::read(&self.folder)
                 .map_err(|problem| self.problems.push(format!("config.toml: {problem}")))
                 .ok();
+            self.about = about::read(&self.folder);
         }
         self.refresh_stages();
         let before = self.summary.take();
@@ -181,6 +194,11 @@ impl RunView {
         self.summary.as_ref()
     }
 
+    /// The models and the method, as `config.toml` names them.
+    pub fn about(&self) -> &[Fact] {
+        &self.about
+    }
+
     /// The files that cannot be read, each with the reason.
     pub fn problems(&self) -> &[String] {
         &self.problems
@@ -203,6 +221,11 @@ impl RunView {
             intervals: self.mixtures.gathered.intervals.clone(),
             after,
         }
+    }
+
+    /// What the models wrote after the prompts.
+    pub fn texts(&self) -> Texts {
+        self.texts.gathered.clone()
     }
 
     /// The last 50 saves and the last 200 other events, in chronological order.
@@ -231,6 +254,7 @@ impl RunView {
         let last = mixtures.intervals.last().map(|interval| &interval.mixture);
         RunStatus {
             name: self.name(),
+            about: self.about.clone(),
             state,
             stop_reason: summary.map(|summary| summary.stop_reason),
             step: self.step(),
@@ -242,7 +266,11 @@ impl RunView {
             seconds_left: (!state.is_ended())
                 .then(|| self.seconds_left(&limits))
                 .flatten(),
+            activity: None,
+            started: events.first_time,
+            ended: events.last_time.filter(|_| state.is_ended()),
             scalars: self.recent_scalars(),
+            averaged_steps: self.recent().len() as u64,
             phases: self.recent_phases(),
             mean_gap: mean(|domain| domain.gap),
             mean_gap_at_start: mean(|domain| domain.gap_at_start),
@@ -259,6 +287,7 @@ impl RunView {
                 steps: self.steps.revision,
                 mixture: self.mixtures.revision,
                 events: self.events.revision,
+                texts: self.texts.revision,
             },
         }
     }

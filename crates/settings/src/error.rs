@@ -23,6 +23,12 @@ impl Error {
         }])
     }
 
+    /// Whether a problem is an earlier name, which [`crate::migrate()`] replaces.
+    pub fn has_earlier_names(&self) -> bool {
+        let mut problems = self.0.iter();
+        problems.any(|problem| problem.message.contains(" is now `"))
+    }
+
     /// Returns an error if there are problems.
     pub(crate) fn unless_none(problems: Vec<Problem>) -> Result<(), Self> {
         match problems[..] {

@@ -19,6 +19,7 @@ use crate::{
     error::{Error, Problem},
     keys::names_in,
     renamed, rules,
+    suggest::suggested,
 };
 
 /// Prefix of environment variables that are settings: `DDK__OPTIMIZER__LR=1e-4`.
@@ -94,6 +95,11 @@ pub fn load(
     merge(layers)
 }
 
+/// Checks the names and types in a file's text, but no bounds or rules.
+pub(crate) fn check_names(text: &str, name: &str) -> Result<(), Error> {
+    Layer::read(text, name.to_owned(), true).map(|_| ())
+}
+
 impl Settings {
     /// Returns these settings with new values for some keys, given as dotted paths.
     ///
@@ -111,7 +117,9 @@ impl Settings {
             let name = format!("{key}={}", value.as_str().unwrap_or(&text));
             layers.push(Layer::read(&format!("{key} = {text}"), name, false)?);
         }
-        Ok(merge(layers)?.settings)
+        let mut settings = merge(layers)?.settings;
+        settings.places.clone_from(&self.places);
+        Ok(settings)
     }
 }
 
@@ -225,7 +233,9 @@ impl Reader<'_> {
                 Some(renamed) if !is_known => self.problem(name.span(), &renamed, ""),
                 None if !is_known && !is_table => {
                     let message = format!("unknown field `{key}`");
-                    self.problem(name.span(), &message, &nearest(key, &known));
+                    let suggestion = elsewhere(key);
+                    let suggestion = suggestion.unwrap_or_else(|| nearest(key, &known));
+                    self.problem(name.span(), &message, &suggestion);
                 }
                 _ => {}
             }
@@ -252,7 +262,11 @@ impl Reader<'_> {
                 if !choices.is_empty() && !choices.iter().any(|choice| choice == text) {
                     let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
                     let message = format!("unknown variant `{text}`");
-                    self.problem(value.span(), &message, &nearest(text, &choices));
+                    let suggestion = match renamed::new_word(path, text) {
+                        Some(new) => format!(" (it is now `{new}`)"),
+                        None => nearest(text, &choices),
+                    };
+                    self.problem(value.span(), &message, &suggestion);
                 }
             }
             DeValue::Float(_) | DeValue::Boolean(_) | DeValue::Datetime(_) => {}
@@ -286,6 +300,17 @@ fn underline(text: &str, span: Range<usize>) -> String {
     let indent = text[start..span.start.min(end)].chars().count();
     let (line, spaces, marks) = (&text[start..end], " ".repeat(indent), "^".repeat(width));
     format!("\n  | {line}\n  | {spaces}{marks}")
+}
+
+/// Suggests the keys with this name in other tables.
+fn elsewhere(unknown: &str) -> Option<String> {
+    let keys = suggested(unknown).into_iter();
+    let keys: Vec<String> = keys.map(|key| format!("`{key}`")).collect();
+    let (last, others) = keys.split_last()?;
+    Some(match others {
+        [] => format!(" (did you mean {last}?)"),
+        others => format!(" (did you mean {} or {last}?)", others.join(", ")),
+    })
 }
 
 /// Suggests the valid name nearest to an unknown one.

@@ -20,12 +20,15 @@ mod keys;
 mod layers;
 mod limits;
 mod method;
+mod migrate;
 mod models;
+mod places;
 mod reference;
 mod renamed;
 mod rules;
 mod run;
 mod settings;
+mod suggest;
 mod token;
 
 pub use data::{Corpus, Domain, Mixture, OnStale, Training};
@@ -36,14 +39,17 @@ pub use error::{Error, Problem};
 pub use keys::{Key, Section, keys, schema, sections};
 pub use layers::{Loaded, Origins, load};
 pub use method::Method;
+pub use migrate::{Migrated, migrate, without_secrets};
 pub use models::{
-    Dtype, LrScheduler, Objective, ObjectiveName, Optimizer, Pretrain, Shape, Student, Teacher,
-    TeacherCache,
+    Dtype, LrDecay, LrSchedule, LrScheduler, Objective, ObjectiveName, Optimizer, Pretrain, Shape,
+    Student, Teacher, TeacherCache,
 };
+pub use places::Places;
 pub use reference::reference;
 pub use run::{
     Checkpoint, Evaluation, ExportedStudent, FaultInjection, Log, Parallel, Pipeline, Recovery,
-    Run, SpikeAction, Telemetry, ThreadChoice,
+    Run, Samples, SpikeAction, Telemetry, ThreadChoice,
 };
 pub use settings::Settings;
+pub use suggest::suggested;
 pub use token::Token;

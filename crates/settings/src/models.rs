@@ -23,7 +23,8 @@ pub enum Dtype {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Teacher {
-    /// Folder of the teacher, in Hugging Face format. Required for training.
+    /// The teacher: a folder in Hugging Face format, or a name on the Hugging Face Hub such as `Qwen/Qwen2.5-1.5B` or
+    /// `Qwen/Qwen2.5-1.5B@REVISION` (docs/hub.md). Required for training.
     pub model: Option<PathBuf>,
     /// One entry per replica of the teacher: `["cpu"]`, or GPUs such as `["cuda:0", "cuda:1"]`.
     /// `"cuda:0+cuda:1"` splits the layers of one replica across both GPUs, in order. Replicas on the same device
@@ -119,7 +120,7 @@ impl Teacher {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Student {
-    /// Folder of the initial student, in Hugging Face format. Required for training.
+    /// The initial student: a folder in Hugging Face format, or a name on the Hugging Face Hub. Required for training.
     pub model: Option<PathBuf>,
     /// Device of the student: `cpu`, or `cuda:0`, `cuda:1`, …
     #[default = "cpu"]
@@ -167,15 +168,20 @@ pub struct Optimizer {
     pub max_grad_norm: f64,
 }
 
-/// The learning-rate schedule: a linear warmup, then a cosine decay.
+/// The learning-rate schedule: a linear warmup, then what `type` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct LrScheduler {
+    /// Shape after the warmup: `cosine` or `linear` down to min_lr at the end of the schedule, `constant`, or `wsd`
+    /// (warmup, stable, decay: constant, then a decay to min_lr over the last steps). See docs/methods.md.
+    #[serde(rename = "type")]
+    #[default(LrSchedule::Cosine)]
+    pub shape: LrSchedule,
     /// Warmup steps, starting from a learning rate of 0.
     #[default = 1000]
     #[schemars(extend("x-quick" = 4))]
     pub warmup_steps: u64,
-    /// Learning rate at the end of the schedule.
+    /// Learning rate at the end of the schedule. `constant` does not use it.
     #[default = 3e-6]
     #[schemars(range(min = 0), extend("x-live" = true))]
     pub min_lr: f64,
@@ -183,6 +189,44 @@ pub struct LrScheduler {
     /// run's number of steps at its first start, even if the run is extended later.
     #[schemars(range(min = 1, max = MANY), extend("x-quick" = 4))]
     pub total_steps: Option<u64>,
+    /// `wsd`: steps of the decay at the end of the schedule. Default: decay_fraction of the schedule.
+    #[schemars(range(min = 1, max = MANY), extend("x-quick" = 4))]
+    pub decay_steps: Option<u64>,
+    /// `wsd`: share of the schedule that the decay takes, unless decay_steps is set.
+    #[default = 0.1]
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
+    pub decay_fraction: f64,
+    /// `wsd`: how the decay falls: `linear`, `cosine`, or `1-sqrt` (one minus the square root of the progress).
+    #[default(LrDecay::Linear)]
+    pub decay_type: LrDecay,
+}
+
+/// The learning rate after the warmup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::Display)]
+#[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case")]
+pub enum LrSchedule {
+    /// Half a cosine.
+    Cosine,
+    /// A straight line.
+    Linear,
+    /// The peak to the end.
+    Constant,
+    /// The peak, then a decay at the end.
+    Wsd,
+}
+
+/// The decay at the end of a `wsd` schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LrDecay {
+    /// A straight line.
+    Linear,
+    /// Half a cosine.
+    Cosine,
+    /// One minus the square root of the progress.
+    #[serde(rename = "1-sqrt")]
+    OneMinusSqrt,
 }
 
 /// What the student minimizes: CE + gamma D, where D is a divergence from the teacher. `ted` adds a distance between
@@ -213,7 +257,8 @@ pub struct Objective {
     #[default = 0.1]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub skew: f64,
-    /// Exclude prompts from every term of the loss and from perplexities.
+    /// Exclude prompts, and in conversations all but the assistant's turns, from every term of the loss and from
+    /// perplexities.
     pub completion_only_loss: bool,
     /// Number of positions for which DDK computes logits at a time. Default: depends on vocabulary and device.
     #[schemars(range(min = 1))]
@@ -291,7 +336,7 @@ pub struct Pretrain {
     /// Folder to write the model to. Required.
     #[schemars(extend("minLength" = 1, "x-expected" = "a folder"))]
     pub output_dir: PathBuf,
-    /// Folder of a model to start from, instead of a new model with an `architecture`.
+    /// Model to start from, a folder or a name on the Hugging Face Hub, instead of a new model with an `architecture`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,
     /// The shape of a new Llama model.

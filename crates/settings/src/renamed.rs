@@ -1,4 +1,4 @@
-//! Earlier names of keys.
+//! Earlier names of keys, and of words that are values.
 
 use crate::keys::matches;
 
@@ -67,6 +67,28 @@ teacher.lanes                    teacher.devices, with one entry per replica
 telemetry.address                telemetry.listen
 telemetry.file                   telemetry.metrics_file";
 
+/// One word per line: its key's current name, the earlier word, and the current one.
+const WORDS: &str = "\
+corpus.on_stale         refuse   error
+corpus.packing          document concat_masked
+corpus.validation_split share    fraction
+pipeline.threads        given    manual";
+
+/// All renamed words: the key, the earlier word, and the current one.
+pub(crate) fn words() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    WORDS.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        Some((words.next()?, words.next()?, words.next()?))
+    })
+}
+
+/// Returns the current word for an earlier one.
+pub(crate) fn new_word(path: &[&str], word: &str) -> Option<&'static str> {
+    let mut words = words();
+    let found = words.find(|(key, old, _)| matches(key, path) && *old == word);
+    found.map(|(.., new)| new)
+}
+
 fn renamed() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
     RENAMED.lines().filter_map(|line| {
         let (old, new) = line.split_once(' ')?;
@@ -83,6 +105,16 @@ pub(crate) fn new_name(path: &[&str]) -> Option<String> {
     Some(format!("`{}` is now `{new}`{note}", path.join(".")))
 }
 
+/// Returns the pattern of a renamed key, and the segments of its current name.
+pub(crate) fn new_path(path: &[&str]) -> Option<(&'static str, Vec<String>)> {
+    let (old, new, _) = renamed().find(|(old, ..)| matches(old, path))?;
+    // The name that the user chose stays.
+    let own = path.get(1).copied().unwrap_or_default();
+    let segments = new.split('.');
+    let segments = segments.map(|segment| if segment == "*" { own } else { segment }.to_owned());
+    Some((old, segments.collect()))
+}
+
 /// Whether a table had keys in earlier versions.
 pub(crate) fn was_table(name: &str) -> bool {
     let mut old = renamed().filter_map(|(old, ..)| old.split_once('.'));
@@ -90,6 +122,7 @@ pub(crate) fn was_table(name: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::keys;
@@ -101,5 +134,15 @@ mod tests {
         for (old, new, _) in renamed() {
             assert!(is_key(new) && !is_key(old), "{old} {new}");
         }
+    }
+
+    #[test]
+    fn each_new_word_is_a_choice_and_no_earlier_word_is() {
+        for (path, old, new) in words() {
+            let key = keys().find(|key| key.path == path).unwrap();
+            let has = |word: &str| key.choices.iter().any(|choice| choice == word);
+            assert!(has(new) && !has(old), "{path} {old} {new}");
+        }
+        assert_eq!(words().count(), 4);
     }
 }

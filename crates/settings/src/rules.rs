@@ -4,10 +4,12 @@ use std::{
     collections::BTreeMap, fmt::Display, net::SocketAddr, path::Path, thread::available_parallelism,
 };
 
+use ddk_corpus::FileFormat;
 use ddk_mixture::MixturePolicy;
 
 use crate::{
-    Domain, ExportedStudent, Origins, Pretrain, Settings, Shape, Teacher, ThreadChoice,
+    Domain, ExportedStudent, LrSchedule, LrScheduler, Origins, Pretrain, Settings, Shape, Teacher,
+    ThreadChoice,
     error::{Error, Problem},
     limits::{LARGE, MANY},
 };
@@ -78,6 +80,12 @@ impl Checker<'_> {
             "is {window}, expected at least `recovery.spike_min_history`, {from}: nothing would ever be a spike"
         );
         self.refuse(window < from, "recovery.spike_window", why);
+        let alone = run.min_improvement > 0.0 && run.patience.is_none();
+        self.refuse(
+            alone,
+            "run.min_improvement",
+            "is set without `run.patience`",
+        );
         let (listen, token) = (&telemetry.listen, telemetry.token.as_ref());
         let parsed = listen.parse::<SocketAddr>();
         let why =
@@ -115,6 +123,32 @@ impl Checker<'_> {
             let why = format!("and `{field}` are both set: one is enough");
             self.refuse(self.origins.has(&text), &text, why);
         }
+        let (messages, tools) = (key("messages_field"), key("tools_field"));
+        if domain.messages_field.is_some() {
+            // The configuration in a run's folder names the default template too.
+            let own_text = domain.text_template != Domain::default().text_template;
+            let of_field = self.origins.has(&field);
+            let key_of_text = if of_field { &field } else { &text };
+            let why = format!("and `{messages}` are both set: the chat template makes the text");
+            self.refuse(own_text, key_of_text, why.clone());
+            self.refuse(
+                domain.prompt_template.is_some(),
+                &key("prompt_template"),
+                why,
+            );
+        }
+        let alone = domain.tools_field.is_some() && domain.messages_field.is_none();
+        self.refuse(alone, &tools, format!("is set without `{messages}`"));
+        let is_encoded =
+            domain.tokens_field.is_some() || domain.format == Some(FileFormat::Megatron);
+        let why = "is missing: name the folder of the tokenizer that made the ids";
+        let tokenizer = key("tokenizer");
+        self.refuse(is_encoded && domain.tokenizer.is_none(), &tokenizer, why);
+        let why = format!(
+            "is set without `{}` or `format = \"megatron\"`: for texts, DDK uses the tokenizer of the corpus",
+            key("tokens_field")
+        );
+        self.refuse(!is_encoded && domain.tokenizer.is_some(), &tokenizer, why);
         let (value, field) = (key("filter_value"), key("filter_field"));
         if domain.filter_field.is_some() {
             domain.filter_value.get_or_insert_with(|| name.to_owned());
@@ -129,6 +163,7 @@ impl Checker<'_> {
         }
         self.device("student.device", &settings.student.device);
         self.servers(settings);
+        self.schedule(&settings.lr_scheduler);
         let sizes = &settings.training;
         self.batch_sizes("training", sizes.global_batch_size, sizes.micro_batch_size);
         let (slots, global, micro) = (
@@ -167,6 +202,27 @@ impl Checker<'_> {
         let mut indices = 0..pairs.len();
         if let Some(index) = indices.find(|index| pairs[..*index].contains(&pairs[*index])) {
             self.refuse(!zero, key, format!("holds {:?} twice", pairs[index]));
+        }
+    }
+
+    /// Refuses the settings of a decay that the schedule does not have, or has twice.
+    fn schedule(&mut self, scheduler: &LrScheduler) {
+        let default = LrScheduler::default();
+        let has_fraction = scheduler.decay_fraction != default.decay_fraction;
+        let why = "and `lr_scheduler.decay_fraction` are both set: one is enough";
+        let both = has_fraction && scheduler.decay_steps.is_some();
+        self.refuse(both, "lr_scheduler.decay_steps", why);
+        let shape = scheduler.shape;
+        let why = format!(
+            "is set, but `lr_scheduler.type` is \"{shape}\": only \"wsd\" has a decay of its own"
+        );
+        for (key, is_set) in [
+            ("decay_steps", scheduler.decay_steps.is_some()),
+            ("decay_fraction", has_fraction),
+            ("decay_type", scheduler.decay_type != default.decay_type),
+        ] {
+            let wrong = is_set && shape != LrSchedule::Wsd;
+            self.refuse(wrong, &format!("lr_scheduler.{key}"), &why);
         }
     }
 
@@ -248,6 +304,7 @@ impl Checker<'_> {
         );
         for (key, is_set) in [
             ("run.target_gap", settings.run.target_gap.is_some()),
+            ("run.patience", settings.run.patience.is_some()),
             ("checkpoint.keep_best", settings.checkpoint.keep_best),
             ("run.export", best),
         ] {

@@ -38,6 +38,15 @@ pub struct Run {
     /// ln(student's perplexity / teacher's perplexity).
     #[schemars(range(min = 0), example = 0.05)]
     pub target_gap: Option<f64>,
+    /// Stop after this many evaluations in a row that do not improve the mean gap of the domains. Evaluations after
+    /// step 0 count. A larger value extends a run that stopped so.
+    #[schemars(range(min = 1), example = 5, extend("x-may-grow" = true))]
+    pub patience: Option<u64>,
+    /// `run.patience`: an evaluation improves the mean gap if it is smaller than the smallest so far by more than this,
+    /// in nats per token.
+    #[default = 0.0]
+    #[schemars(range(min = 0))]
+    pub min_improvement: f64,
     /// Student to export when the run is done: the `last`, or the `best`, which has the smallest mean gap of all
     /// evaluated students.
     #[default(ExportedStudent::Last)]
@@ -218,6 +227,20 @@ pub struct Telemetry {
     /// Also write the metrics to this file every 5 seconds and at the end, for the node exporter's textfile
     /// collector. The name must end in `.prom`.
     pub metrics_file: Option<PathBuf>,
+}
+
+/// Texts that show what the models write.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
+#[serde(default, deny_unknown_fields)]
+pub struct Samples {
+    /// Prompts that the student continues at each evaluation, and the teacher once, always with the most likely token.
+    /// The page, the report and texts.jsonl show the texts. They cost time, but change no result. A served teacher
+    /// writes none.
+    pub prompts: Vec<String>,
+    /// Maximum number of tokens after each prompt.
+    #[default = 64]
+    #[schemars(range(min = 1, max = 4096))]
+    pub max_tokens: u64,
 }
 
 /// What DDK reports during a run.

@@ -1,14 +1,14 @@
 //! The root of the configuration.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Checkpoint, Corpus, Domain, Error, Evaluation, FaultInjection, Log, LrScheduler, Method,
-    Mixture, Objective, Optimizer, Parallel, Pipeline, Pretrain, Recovery, Run, Student, Teacher,
-    Telemetry, Training,
+    Mixture, Objective, Optimizer, Parallel, Pipeline, Places, Pretrain, Recovery, Run, Samples,
+    Student, Teacher, Telemetry, Training,
 };
 
 /// A DDK configuration. Paths are relative to the folder in which `ddk` is started.
@@ -64,13 +64,27 @@ pub struct Settings {
     /// What DDK reports during a run.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub log: Log,
+    /// Texts that show what the models write.
+    #[schemars(extend("x-may-differ-on-resume" = true))]
+    pub samples: Samples,
     /// Models that `ddk pretrain` trains, one table per model: `[pretrain.teacher]`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub pretrain: BTreeMap<String, Pretrain>,
+    /// Where the names from the Hugging Face Hub are on this machine.
+    #[serde(skip)]
+    pub places: Places,
 }
 
 impl Settings {
+    /// The folder of the corpus's tokenizer, or its name on the Hub: `corpus.tokenizer`, or else `student.model`.
+    pub fn tokenizer_folder(&self) -> Option<&PathBuf> {
+        self.corpus
+            .tokenizer
+            .as_ref()
+            .or(self.student.model.as_ref())
+    }
+
     /// Formats the settings as a configuration file.
     ///
     /// # Errors

@@ -23,8 +23,12 @@ pub struct Status {
 impl Status {
     /// The status according to the run's folder and, if this process trains it, its board.
     pub fn new(view: &RunView, board: Option<&Board>) -> Self {
+        let mut run = view.status(board.map(Board::state));
+        if let Some(board) = board {
+            board.complete(&mut run);
+        }
         Self {
-            run: view.status(board.map(Board::state)),
+            run,
             workers: board.map_or_else(Vec::new, Board::worker_statuses),
             queues: board.map_or_else(Vec::new, Board::queue_statuses),
             ranks: board.map_or_else(Vec::new, Board::ranks),
@@ -112,6 +116,15 @@ pub struct Lanes {
     /// One entry per sample: for each worker, the percentages of time busy, waiting for input, and waiting for output.
     /// Earlier samples do not contain workers that started later.
     pub samples: Vec<Vec<[u8; 3]>>,
+}
+
+/// An entry of `/api/files`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Its name. `/api/file/NAME` has its contents.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
 }
 
 /// An entry of `/api/runs` (`ddk serve`).

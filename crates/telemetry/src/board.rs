@@ -8,14 +8,16 @@ use std::{
     time::Duration,
 };
 
-use ddk_run::view::State;
+use ddk_run::view::{RunStatus, State};
 use parking_lot::Mutex;
 
 use crate::{
+    Activity, TRAINING,
     api::{QueueStatus, RankStatus, WorkerStatus},
     clock::Clock,
+    gauge::Gauge,
     metrics,
-    progress::{Meter, Progress},
+    progress::Meter,
     samples::Samples,
 };
 
@@ -43,6 +45,7 @@ pub struct Board {
     queues: Mutex<Vec<Weak<ReadQueue>>>,
     ranks: Mutex<Vec<RankStatus>>,
     state: Mutex<State>,
+    activity: Arc<Activity>,
 }
 
 /// Reads the status of a queue.
@@ -66,17 +69,19 @@ pub struct Line {
     spent: [AtomicU64; 4],
     restarts: AtomicU64,
     /// The progress of its current long phase.
-    pub(crate) progress: Mutex<Option<Progress>>,
+    pub(crate) progress: Mutex<Weak<Gauge>>,
+    activity: Arc<Activity>,
 }
 
 impl Board {
     /// Creates a board that uses the system's monotonic clock. A worker that computes for longer than `compute_limit`
     /// without a pause is unhealthy.
     pub fn new(compute_limit: Duration) -> Arc<Self> {
-        Self::with_clock(compute_limit, Clock::system())
+        Self::with_activity(compute_limit, Activity::of_process())
     }
 
-    pub(crate) fn with_clock(compute_limit: Duration, clock: Clock) -> Arc<Self> {
+    pub(crate) fn with_activity(compute_limit: Duration, activity: Arc<Activity>) -> Arc<Self> {
+        let clock = activity.clock().clone();
         Arc::new(Self {
             clock,
             compute_limit,
@@ -84,6 +89,7 @@ impl Board {
             queues: Mutex::new(Vec::new()),
             ranks: Mutex::new(Vec::new()),
             state: Mutex::new(State::Starting),
+            activity,
         })
     }
 
@@ -101,6 +107,7 @@ impl Board {
             spent: Default::default(),
             restarts: AtomicU64::new(0),
             progress: Mutex::default(),
+            activity: Arc::clone(&self.activity),
         });
         workers.push(worker.clone());
         // Start at 0, so that the first restart is an increase.
@@ -157,11 +164,42 @@ impl Board {
             (false, State::Starting) => State::Starting,
             (false, _) => State::Recovering,
         };
+        self.show(*state);
     }
 
     /// Sets the state of the run.
     pub fn set_state(&self, state: State) {
         *self.state.lock() = state;
+        self.show(state);
+    }
+
+    /// Shows the phase that a state implies. The other states have phases of their own.
+    fn show(&self, state: State) {
+        match state {
+            State::Running => self.activity.begin(TRAINING),
+            State::Paused => self.activity.begin("paused"),
+            State::Recovering => self.activity.begin("going back to the last checkpoint"),
+            State::Starting => self.activity.end_course(),
+            State::Ending => self.activity.end(),
+            State::Finished | State::Stopped | State::Failed => {
+                self.activity.rest();
+                self.activity.end_course();
+            }
+        }
+    }
+
+    /// What the process is doing.
+    pub fn activity(&self) -> &Arc<Activity> {
+        &self.activity
+    }
+
+    /// Adds to a run's status what only its process knows.
+    pub fn complete(&self, status: &mut RunStatus) {
+        if status.state.is_ended() {
+            return;
+        }
+        status.activity = self.activity.progress();
+        status.seconds_left = self.activity.seconds_left();
     }
 
     /// Returns the state of the run.
@@ -247,9 +285,13 @@ impl Line {
 
     /// Starts to measure a long phase. `unit` names what is counted, in the plural.
     pub fn meter(self: &Arc<Self>, phase: &str, unit: &'static str) -> Meter {
-        let mut meter = Meter::start(phase, unit, &self.clock);
-        meter.worker = Some(Arc::clone(self));
-        meter
+        Meter::of_worker(&self.activity, self, phase, unit, false)
+    }
+
+    /// Starts to measure an evaluation of the student, which is expected to take as long as the last one.
+    pub fn evaluation(self: &Arc<Self>, phase: &str) -> Meter {
+        let meter = Meter::of_worker(&self.activity, self, phase, "documents", true);
+        meter.expecting(self.activity.evaluation_seconds())
     }
 
     /// Counts a restart after a failure.
@@ -273,7 +315,7 @@ impl Line {
             input_wait_seconds,
             output_wait_seconds,
             restarts: self.restarts.load(Ordering::Relaxed),
-            progress: self.progress.lock().clone(),
+            progress: self.progress.lock().upgrade().map(|gauge| gauge.progress()),
         }
     }
 
@@ -302,10 +344,9 @@ pub(crate) mod tests {
     pub(crate) fn board() -> (Arc<Board>, Arc<AtomicU64>) {
         let seconds = Arc::new(AtomicU64::new(0));
         let clock = seconds.clone();
-        let board = Board::with_clock(
-            Duration::from_secs(10),
-            Clock::new(move || Duration::from_secs(clock.load(Ordering::Relaxed))),
-        );
+        let clock = Clock::new(move || Duration::from_secs(clock.load(Ordering::Relaxed)));
+        let activity = Arc::new(Activity::new(clock));
+        let board = Board::with_activity(Duration::from_secs(10), activity);
         (board, seconds)
     }
 

@@ -1,10 +1,11 @@
 //! What the outside sees of a run: metrics, health, the live page and its API.
 //!
 //! [`metrics`] declares every metric once: name, unit, labels, help, panel. [`Recorder`] gathers them and renders the
-//! page that Prometheus scrapes. A [`Keeper`] maintains the recorder and can write the page to a file. Workers report
-//! their state to a [`Board`], so health and busy times can be read without asking a busy thread. From these and a
-//! [`ddk_run::RunView`], [`serve`] answers over HTTP: the pages of `dashboards/page/`, the API of [`api`], `/metrics`,
-//! `/livez` and `/readyz`. `access.rs` decides who has access.
+//! page that Prometheus scrapes. A [`Keeper`] maintains the recorder and can write the page to a file. [`Activity`]
+//! knows what the process is doing and when the run will end. Workers report their state to a [`Board`], so health and
+//! busy times can be read without asking a busy thread. From these and a [`ddk_run::RunView`], [`serve`] answers over
+//! HTTP: the pages of `dashboards/page/`, the API of [`api`], `/metrics`, `/livez` and `/readyz`. `access.rs` decides
+//! who has access.
 //!
 //! ```
 //! use std::time::Duration;
@@ -16,9 +17,14 @@
 //! ```
 
 mod access;
+mod activity;
 pub mod api;
 mod board;
+mod chart;
 mod clock;
+mod estimate;
+mod files;
+mod gauge;
 mod keeper;
 mod machine;
 pub mod metrics;
@@ -32,9 +38,11 @@ mod server;
 mod site;
 mod timeline;
 
+pub use activity::{Activity, TRAINING};
 pub use api::RankStatus;
 pub use board::{Board, Line, ShownQueue, Worker};
 pub use clock::Clock;
+pub use estimate::Course;
 pub use keeper::{KEEP_EVERY, KeepError, Keeper};
 pub use machine::{Gpu, peak_resident_bytes};
 pub use progress::{Meter, Progress};

@@ -19,10 +19,13 @@ macro_rules! file {
 }
 
 /// The files that the pages load.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 9] = [
     file!("page.css"),
     file!("shared.js"),
     file!("pointer.js"),
+    file!("chart.js"),
+    file!("table.js"),
+    file!("lanes.js"),
     file!("run.js"),
     file!("runs.js"),
     file!("icon.svg"),

@@ -1,100 +1,103 @@
-//! The progress of long phases, such as an evaluation.
+//! Measures the progress of long phases, such as an evaluation.
 
-use std::{fmt, sync::OnceLock, time::Duration};
+use std::sync::Arc;
 
-use ddk_run::view::duration;
-use serde::{Deserialize, Serialize};
+pub use ddk_run::view::Progress;
 
-use crate::{Clock, Worker};
+use crate::{
+    Activity, Worker,
+    gauge::{Gauge, Source},
+};
 
-/// The progress of a long phase.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
-    /// What the phase is: `first evaluation of the student`, …
-    pub phase: String,
-    /// What is counted: `documents`, …
-    pub unit: String,
-    /// How many are done.
-    pub done: u64,
-    /// How many there are.
-    pub total: u64,
-    /// Estimated from the pace so far; `null` until something is done.
-    pub seconds_left: Option<f64>,
-}
-
-impl fmt::Display for Progress {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: {} of ", self.phase, self.done)?;
-        write!(formatter, "{} {}", self.total, self.unit)?;
-        self.seconds_left.map_or(Ok(()), |seconds| {
-            write!(formatter, ", about {} left", duration(seconds))
-        })
-    }
-}
-
-/// Measures the progress of a phase from its start. If it has a worker, shows the progress on the worker's line of the
-/// board until it is dropped.
+/// Measures the progress of a phase from its start, and shows it until it is dropped: as what the process is doing, and
+/// on the line of its worker, if it has one.
 #[derive(Debug)]
 pub struct Meter {
-    phase: String,
-    unit: &'static str,
-    clock: Clock,
-    began: Duration,
-    /// What was done at the first report.
-    first: OnceLock<u64>,
-    pub(crate) worker: Option<Worker>,
+    gauge: Arc<Gauge>,
+    activity: Arc<Activity>,
 }
 
 impl Meter {
-    /// Starts to measure a phase. `unit` names what is counted, in the plural.
-    pub fn start(phase: &str, unit: &'static str, clock: &Clock) -> Self {
-        Self {
-            phase: phase.to_owned(),
-            unit,
-            began: clock.now(),
-            clock: clock.clone(),
-            first: OnceLock::new(),
-            worker: None,
-        }
+    /// Starts to measure a phase of this process. `unit` names what is counted, in the plural.
+    pub fn start(phase: &str, unit: &'static str) -> Self {
+        Self::of(Activity::of_process(), phase, unit, None, false, None)
+    }
+
+    /// Like [`Self::start`], for a phase whose progress `read` returns: how many are done, and how many there are.
+    pub fn reading(
+        phase: &str,
+        unit: &'static str,
+        read: impl Fn() -> (u64, u64) + Send + Sync + 'static,
+    ) -> Self {
+        let source = Some(Box::new(read) as Source);
+        Self::of(Activity::of_process(), phase, unit, None, false, source)
+    }
+
+    /// Starts to measure a phase of a worker.
+    pub(crate) fn of_worker(
+        activity: &Arc<Activity>,
+        worker: &Worker,
+        phase: &str,
+        unit: &'static str,
+        is_evaluation: bool,
+    ) -> Self {
+        let name = Some(worker.name().to_owned());
+        let meter = Self::of(Arc::clone(activity), phase, unit, name, is_evaluation, None);
+        *worker.progress.lock() = Arc::downgrade(&meter.gauge);
+        meter
+    }
+
+    fn of(
+        activity: Arc<Activity>,
+        phase: &str,
+        unit: &'static str,
+        worker: Option<String>,
+        is_evaluation: bool,
+        source: Option<Source>,
+    ) -> Self {
+        let mut gauge = Gauge::new(activity.clock().clone(), phase, unit, source);
+        (gauge.worker, gauge.is_evaluation) = (worker, is_evaluation);
+        let gauge = Arc::new(gauge);
+        activity.add(&gauge);
+        Self { gauge, activity }
+    }
+
+    /// Sets the seconds that the phase is expected to take, which count until its own pace is known.
+    #[must_use]
+    pub fn expecting(self, seconds: Option<f64>) -> Self {
+        self.gauge.expect(seconds);
+        self
     }
 
     /// The phase.
     pub fn phase(&self) -> &str {
-        &self.phase
+        &self.gauge.phase
     }
 
     /// Reports that `done` of `total` are done, and returns the progress.
     pub fn at(&self, done: u64, total: u64) -> Progress {
-        let seconds = self.clock.now().saturating_sub(self.began).as_secs_f64();
-        let left = total.saturating_sub(done) as f64;
-        // What was done before this process started says nothing about the pace.
-        let made = done.saturating_sub(*self.first.get_or_init(|| done));
-        let progress = Progress {
-            phase: self.phase.clone(),
-            unit: self.unit.to_owned(),
-            done,
-            total,
-            seconds_left: (made > 0).then(|| seconds / made as f64 * left),
-        };
-        if let Some(worker) = &self.worker {
-            *worker.progress.lock() = Some(progress.clone());
-        }
+        self.gauge.see(done, total);
+        let progress = self.gauge.progress();
+        self.activity.tell(&progress);
         progress
     }
-}
 
-impl Drop for Meter {
-    fn drop(&mut self) {
-        if let Some(worker) = &self.worker {
-            *worker.progress.lock() = None;
+    /// Ends a phase that is complete. A complete evaluation of the student tells how long the next one takes.
+    pub fn finish(self) {
+        if self.gauge.is_evaluation {
+            self.activity.evaluated(self.gauge.progress().seconds);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    };
 
+    use super::*;
     use crate::board::tests::board;
 
     #[test]
@@ -107,17 +110,58 @@ mod tests {
         let first = meter.at(0, 480);
         assert_eq!(
             first.to_string(),
-            "first evaluation of the student: 0 of 480 documents"
+            "first evaluation of the student: 0 of 480 documents, 0 %, 0 s elapsed"
         );
         seconds.store(30, Ordering::Relaxed);
         let quarter = meter.at(120, 480);
         assert_eq!(quarter.seconds_left, Some(90.0));
         assert_eq!(
             quarter.to_string(),
-            "first evaluation of the student: 120 of 480 documents, about 1 min 30 s left"
+            "first evaluation of the student: 120 of 480 documents, 25 %, 30 s elapsed, about 1 min 30 s left"
         );
         assert_eq!(shown(), Some(quarter));
+        // Time passes while a batch is computed, and its estimate never reaches 0 before the phase ends.
+        seconds.store(40, Ordering::Relaxed);
+        let between = shown().unwrap();
+        assert_eq!((between.seconds, between.seconds_left), (40.0, Some(89.75)));
+        meter.at(479, 480);
+        seconds.store(400, Ordering::Relaxed);
+        assert!(shown().unwrap().to_string().ends_with(", about 1 s left"));
         drop(meter);
         assert_eq!(shown(), None);
+    }
+
+    #[test]
+    fn what_is_expected_counts_until_the_pace_is_known() {
+        let (board, seconds) = board();
+        let meter = board.worker("student").meter("loading", "MB");
+        let meter = meter.expecting(Some(20.0));
+        let left = |second| {
+            seconds.store(second, Ordering::Relaxed);
+            board.activity().progress().unwrap().seconds_left
+        };
+        assert_eq!(left(5), Some(15.0));
+        // It takes longer than expected.
+        assert_eq!(left(40), Some(10.0));
+        meter.at(0, 100);
+        assert_eq!(left(40), Some(10.0));
+        meter.at(50, 100);
+        assert_eq!(left(40), Some(40.0));
+    }
+
+    #[test]
+    fn a_phase_can_be_read_from_a_counter() {
+        let (loaded, read) = (Arc::new(AtomicU64::new(3)), Arc::new(AtomicU64::new(0)));
+        let counter = Arc::clone(&loaded);
+        let reads = Arc::clone(&read);
+        let meter = Meter::reading("loading a model of this test", "MB", move || {
+            reads.fetch_add(1, Ordering::Relaxed);
+            (counter.load(Ordering::Relaxed), 10)
+        });
+        assert_eq!(meter.gauge.progress().done, 3);
+        loaded.store(8, Ordering::Relaxed);
+        let now = Activity::of_process().progress().unwrap();
+        assert_eq!((now.done, now.total), (8, 10));
+        assert_eq!(read.load(Ordering::Relaxed), 2);
     }
 }

@@ -13,13 +13,12 @@ use std::{
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{Path, Query, State},
+    extract::{Query, State},
     http::{StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
     routing::{MethodRouter, get},
 };
-use ddk_report::{RunSeries, WIDTH, charts, runs_charts, svg};
 use ddk_run::{
     RunView, Source as Asker,
     control::{Answer, Command, Refusal},
@@ -45,7 +44,7 @@ use crate::{
     Limits, Recorder, Site,
     access::{Access, CONTROL, guard},
     api::{Event, Lanes, Status},
-    pages,
+    chart, files, pages,
     places::Places,
     site::{Runs, Source},
     timeline::SAMPLE,
@@ -53,11 +52,6 @@ use crate::{
 
 /// Extra time for the last answers to reach their clients.
 const FLUSH: Duration = Duration::from_millis(250);
-
-/// Maximum number of runs in a chart.
-const MOST_RUNS: usize = 16;
-/// Maximum width of a chart, pixels.
-const WIDEST: u32 = 4096;
 
 /// Why nothing is served.
 #[derive(Debug, thiserror::Error)]
@@ -273,8 +267,12 @@ fn router(site: Arc<Site>) -> Router {
         .route("/api/steps", about(|run, _| run.look(RunView::steps)))
         .route("/api/mixture", about(|run, _| run.look(RunView::mixture)))
         .route("/api/events", about(|run, _| run.look(Event::all)))
+        .route("/api/texts", about(|run, _| run.look(RunView::texts)))
         .route("/api/workers", about(workers))
-        .route("/api/chart/{name}", get(chart))
+        .route("/api/chart/{name}", get(chart::chart))
+        .route("/api/files", about(|run, _| run.look(files::list)))
+        .route("/api/file/{name}", get(files::file))
+        .route("/report", get(files::report))
         .route(CONTROL, get(commands).post(control))
         .route("/metrics", get(metrics))
         .merge(health)
@@ -282,9 +280,9 @@ fn router(site: Arc<Site>) -> Router {
 }
 
 /// The keys and values of a query `?name=NAME&…`.
-type Pairs = [(String, String)];
+pub(crate) type Pairs = [(String, String)];
 /// A request to the API, with its query.
-type Asked = (State<Arc<Site>>, Query<Vec<(String, String)>>);
+pub(crate) type Asked = (State<Arc<Site>>, Query<Vec<(String, String)>>);
 
 /// Answers with what `ask` returns for the run that the query names, and for the query itself.
 fn about<T: Serialize + Send + 'static>(ask: fn(&Source, &Pairs) -> T) -> MethodRouter<Arc<Site>> {
@@ -330,42 +328,8 @@ async fn control(State(site): State<Arc<Site>>, body: Bytes) -> Response {
     (status, Json(Answer::from(outcome))).into_response()
 }
 
-/// Draws a chart of one run, or of several runs if several names are given.
-async fn chart(Path(file): Path<String>, (State(site), Query(query)): Asked) -> Response {
-    let drawn = blocking(move || {
-        let names: Vec<&str> = values(&query, "name").take(MOST_RUNS).collect();
-        let series = |name: Option<&str>| {
-            let source = site.runs.find(name)?;
-            let name = name.unwrap_or_default().to_owned();
-            Some(source.look(|view| RunSeries::new(name, view)))
-        };
-        let charts = match &names[..] {
-            [] => charts(&series(None)?),
-            [name] if values(&query, "side_by_side").next().is_none() => {
-                charts(&series(Some(name))?)
-            }
-            names => {
-                let runs = names.iter().map(|name| series(Some(name)));
-                runs_charts(&runs.collect::<Option<Vec<_>>>()?)
-            }
-        };
-        let name = file.strip_suffix(".svg")?;
-        let chart = charts.into_iter().find(|chart| chart.name == name)?;
-        let width = values(&query, "width").find_map(|width| width.parse().ok());
-        Some(svg(&chart, width.unwrap_or(WIDTH).min(WIDEST)))
-    });
-    match drawn.await {
-        Some(Ok(svg)) => ([(header::CONTENT_TYPE, "image/svg+xml")], svg).into_response(),
-        Some(Err(error)) => {
-            tracing::error!(%error, "cannot draw a chart");
-            (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
-        }
-        None => no_such_run(),
-    }
-}
-
 /// The values of a key in a query.
-fn values<'a>(query: &'a Pairs, key: &'static str) -> impl Iterator<Item = &'a str> {
+pub(crate) fn values<'a>(query: &'a Pairs, key: &'static str) -> impl Iterator<Item = &'a str> {
     let pairs = query.iter().filter(move |(name, _)| name == key);
     pairs.map(|(_, value)| value.as_str())
 }
@@ -386,7 +350,7 @@ async fn answer<T: Serialize + Send + 'static>(
 }
 
 /// Runs `ask` on a thread that may wait for the disk.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     ask: impl FnOnce() -> Option<T> + Send + 'static,
 ) -> Option<T> {
     let asked = tokio::task::spawn_blocking(ask).await;
@@ -396,8 +360,8 @@ async fn blocking<T: Send + 'static>(
         .flatten()
 }
 
-fn no_such_run() -> Response {
-    (StatusCode::NOT_FOUND, "no such run or chart\n").into_response()
+pub(crate) fn no_such_run() -> Response {
+    (StatusCode::NOT_FOUND, "no such run, chart or file\n").into_response()
 }
 
 async fn metrics(State(site): State<Arc<Site>>) -> Response {

@@ -6,6 +6,7 @@ use ddk_mixture::TrainingSums;
 use ddk_run::{
     RunFileError,
     records::{Drawn, DrawnLine, EventKind, SampleLine, SampleSpan, StepRecord},
+    texts::Writer,
 };
 use ddk_telemetry::metrics;
 
@@ -41,6 +42,10 @@ impl<S: Student> StepLoop<'_, S> {
             self.context
                 .event(line.step, EventKind::Skipped, &message)?;
         }
+        if line.step == interval.first_step {
+            // The teacher wrote before it labeled its first micro-batch.
+            self.record_texts(0, Writer::Teacher)?;
+        }
         let journal = &self.context.journal;
         journal.step(line)?;
         journal.samples(&accumulator.samples)?;
@@ -59,7 +64,11 @@ impl<S: Student> StepLoop<'_, S> {
             state.interval_losses.add(&accumulator.losses);
         }
         if line.step == interval.last_step() {
-            journal.drawn(&drawn_line(self.plan, state))?;
+            let drawn = drawn_line(self.plan, state);
+            journal.drawn(&drawn)?;
+            for advice in self.advisor.drawn(&drawn) {
+                self.context.event(line.step, EventKind::Advice, &advice)?;
+            }
         }
         state.step = line.step;
         let teacher = self.context.facts.teacher_perplexities.get();

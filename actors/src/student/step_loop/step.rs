@@ -61,6 +61,10 @@ impl<S: Student> StepLoop<'_, S> {
         if batch.step() == batch.interval().first_step {
             if let Some(line) = &batch.interval().line {
                 announce(line, self.context).map_err(unwritten)?;
+                for advice in self.advisor.mixture(line) {
+                    let advice = self.context.event(line.step, EventKind::Advice, &advice);
+                    advice.map_err(unwritten)?;
+                }
             }
             if let Some(update) = self.last_update {
                 let seconds = update.elapsed().as_secs_f64();

@@ -11,7 +11,6 @@ use ddk_run::{
     control::{self, Command},
     records::{EventKind, EventLine, MixtureLine},
 };
-use ddk_telemetry::Progress;
 
 use super::models::mix;
 
@@ -90,8 +89,6 @@ impl Observer for Watching {
     }
 
     fn on_mixture(&self, _: &MixtureLine) {}
-
-    fn on_progress(&self, _: &Progress) {}
 
     fn on_event(&self, event: &EventLine) {
         self.0.events.lock().unwrap().push(event.clone());

@@ -96,6 +96,8 @@ impl Place {
             format: None,
             text: Template::field("text"),
             prompt: None,
+            chat: None,
+            tokens: None,
             only: None,
             limits: Limits::default(),
         }
@@ -113,6 +115,7 @@ impl Place {
             validation_documents: 10,
             max_bad_fraction: 0.01,
             batch_bytes: 1000,
+            documents_in_memory: 1 << 20,
         }
     }
 

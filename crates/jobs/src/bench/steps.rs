@@ -12,6 +12,7 @@ use ddk_corpus::{Cursor, PreparedDomain, Sequence, SequenceReader};
 use ddk_engine::{Student, TeacherOutput, Trainable};
 use ddk_mixture::{Quota, interval_order};
 use ddk_run::{StepPhase, records::Serial};
+use ddk_telemetry::Meter;
 use ddk_torch::{ComputeContext, TimeSlice};
 
 use crate::wiring::Models;
@@ -165,7 +166,9 @@ pub(crate) fn serial(
         let mut readers: Vec<SequenceReader> = (0..).zip(domains).map(reader).collect();
         let order = interval_order(&counts, seed, 0);
         let (mut began, mut tokens) = (Instant::now(), 0.0);
+        let meter = Meter::start("measuring the serial baseline", "steps");
         for (number, domains) in (1..).zip(order.chunks(rows as usize)) {
+            meter.at(number - 1, WARM_UP as u64 + steps);
             if number == WARM_UP as u64 + 1 {
                 (began, tokens) = (Instant::now(), 0.0);
             }

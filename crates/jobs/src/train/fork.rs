@@ -1,14 +1,25 @@
 //! `ddk train --fork`: a new run from a checkpoint of another, perhaps with other domains.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, anyhow};
 use ddk_actors::{Fork, LoopState};
 use ddk_corpus::PreparedDomain;
-use ddk_run::{CheckpointStore, Lengths, Retention, RunFolder, SnapshotFile, records::EventKind};
+use ddk_run::{
+    CheckpointStore, Lengths, Overrides, Retention, RunFolder, SnapshotFile, records::EventKind,
+};
 use ddk_settings::{Dtype, Packing, Settings};
 
-use super::{filters, inputs::Inputs, policy, prepared::Prepared};
+use super::{
+    filters,
+    inputs::Inputs,
+    options::{self, Length},
+    policy,
+    prepared::Prepared,
+};
 use crate::{
     checkpoints, config,
     hint::{self, Hint},
@@ -16,20 +27,30 @@ use crate::{
     progress::say,
 };
 
-/// Copies a checkpoint of the run in `source` to the new run's folder: weights, moments, and the mixture of the
-/// kept domains.
-pub(super) fn fork(
-    prepared: &Prepared,
-    source: &Path,
-    from: Option<u64>,
-    folder: &RunFolder,
-) -> Result<()> {
+/// What a fork starts from.
+pub(super) struct Start {
+    /// The run that is forked.
+    source: PathBuf,
+    /// The step of its checkpoint.
+    step: u64,
+    /// The checkpoint's folder.
+    checkpoint: PathBuf,
+    /// The new run's state: the mixture of the kept domains.
+    state: LoopState,
+    /// Number of domains that are kept.
+    kept: usize,
+    /// The learning rate of the checkpoint's step.
+    learning_rate: f64,
+}
+
+/// Finds the checkpoint to fork, and checks everything before the new run's folder is made.
+pub(super) fn find(prepared: &Prepared, source: &Path, from: Option<u64>) -> Result<Start> {
     hint::must_hold(" to fork", source, "set run.name to the run to fork")?;
     let old = Inputs::of_run(source)?;
     prepared.inputs.same_models(&old)?;
     let store = CheckpointStore::look(&source.join("checkpoints"));
     let found = checkpoints::find(&store, from);
-    let (step, path) = found.with_context(|| format!("cannot fork {}", source.display()))?;
+    let (step, checkpoint) = found.with_context(|| format!("cannot fork {}", source.display()))?;
     let state: LoopState = store.state(step).map_err(Error::msg)?;
     let settings = config::of_run(source)?;
     let kept = prepared.inputs.kept(&old);
@@ -53,6 +74,7 @@ pub(super) fn fork(
         alike: draws_and_measures_by(&settings) == draws_and_measures_by(new),
     });
     assert_eq!(state.lengths, Lengths::default());
+    has_a_step(new, &state, source)?;
     // Keep what a policy has learned. A different policy, or one with fixed shares, starts from the current
     // mixture.
     let wanted = new.mixture.policy;
@@ -61,24 +83,83 @@ pub(super) fn fork(
             .hint("a fork does not run the phases of DoReMi: start a new DoReMi run, or fork one");
         state.interval.policy = policy.usage()?;
     }
+    let overrides = Overrides::look(source);
+    overrides.reload()?;
+    let live = settings.with(&overrides.up_to(step))?;
+    let mut schedule = options::schedule(&live);
+    schedule.total_steps = Length::of_run(source, &settings)?.steps;
+    Ok(Start {
+        source: source.to_owned(),
+        step,
+        checkpoint,
+        state,
+        kept: kept.iter().flatten().count(),
+        learning_rate: schedule.learning_rate(step),
+    })
+}
+
+/// Fails if a limit of the run's length has been reached before its first step.
+fn has_a_step(settings: &Settings, state: &LoopState, source: &Path) -> Result<()> {
+    let (run, tokens) = (&settings.run, state.totals.all_tokens());
+    let intervals = state.step / settings.mixture.interval;
+    let limits = [
+        ("run.max_steps", run.max_steps, state.step, "steps"),
+        (
+            "run.max_intervals",
+            run.max_intervals,
+            intervals,
+            "intervals",
+        ),
+        ("run.max_tokens", run.max_tokens, tokens, "tokens"),
+    ];
+    for (key, limit, done, unit) in limits {
+        let Some(limit) = limit.filter(|limit| done >= *limit) else {
+            continue;
+        };
+        return Err(anyhow!(
+            "the new run would make no step: the checkpoint of step {} in {} has {done} {unit}, and `{key}` is {limit}",
+            state.step,
+            source.display()
+        ))
+        .hint(format!(
+            "{unit} count from the first step of the forked run: pass a larger limit, such as --set {key}={}, or an \
+             earlier checkpoint with --resume-from",
+            2 * done
+        ))
+        .usage();
+    }
+    Ok(())
+}
+
+/// Copies what a fork starts from to the new run's folder: weights, moments, and the state.
+pub(super) fn write(prepared: &Prepared, start: &Start, folder: &RunFolder) -> Result<()> {
+    let (step, source) = (start.step, &start.source);
     let files = [ddk_engine::WEIGHTS_FILE, ddk_engine::MOMENTS_FILE].map(|name| {
-        let from = path.join(name);
+        let from = start.checkpoint.join(name);
         SnapshotFile::new(name, move |out| {
             io::copy(&mut fs::File::open(&from)?, out).map(drop)
         })
     });
     filters::fork(source, folder)?;
     let store = CheckpointStore::open(&folder.checkpoints(), Retention::last(1))?;
-    store.save(step, &state, files.into(), || Ok(()))?;
+    store.save(step, &start.state, files.into(), || Ok(()))?;
     // From here on, the new run has a checkpoint to lose, so record it.
     let message = format!("forked from {}", source.display());
     ddk_run::record_event(folder.path(), step, EventKind::Saved, &message)?;
-    let stay = kept.iter().flatten().count();
+    let (stay, all) = (start.kept, prepared.plan.domains.len());
     say(&format!(
-        "forked from step {step} of {}: {stay} of {} domains are kept, {} are new",
+        "forked from step {step} of {}: {stay} of {all} domains are kept, {} are new",
         source.display(),
-        kept.len(),
-        kept.len() - stay
+        all - stay
+    ));
+    let schedule = &prepared.models.options.schedule;
+    say(&format!(
+        "the learning rate is {:.2e} at step {}, and was {:.2e} at step {step}: this run has its own schedule of {} \
+         steps",
+        schedule.learning_rate(step + 1),
+        step + 1,
+        start.learning_rate,
+        schedule.total_steps
     ));
     Ok(())
 }

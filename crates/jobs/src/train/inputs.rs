@@ -1,6 +1,7 @@
 //! The inputs of a run: checked before it starts, recorded in its folder, and checked again when it resumes.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -44,6 +45,10 @@ pub struct Inputs {
     vocabulary: i64,
     /// Tokens of a sequence, and of a validation document.
     sequence_length: usize,
+    /// The commit of each repository on the Hub that the settings name. The run always uses these. The hashes say
+    /// whether the content is the same.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) revisions: BTreeMap<String, String>,
 }
 
 impl Inputs {
@@ -103,6 +108,7 @@ impl Inputs {
                 .collect(),
             vocabulary: corpus.tokenizer.vocabulary() as i64,
             sequence_length,
+            revisions: BTreeMap::new(),
         })
     }
 
@@ -230,7 +236,7 @@ impl Inputs {
         Err(anyhow!(
             "{shown} contains a different run: the {what} changed since it started (hash {then} then, {now} now)"
         ))
-        .hint(advice(folder.path()))
+        .hint(changes::advice(folder.path()))
         .usage()
     }
 
@@ -282,6 +288,7 @@ impl Inputs {
         let of_teacher = Self {
             student: String::new(),
             student_config: String::new(),
+            revisions: BTreeMap::new(),
             ..self.clone()
         };
         // Everything that affects them, down to the last bit.
@@ -330,7 +337,7 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
         folder.display(),
         change.path
     ))
-    .hint(advice(folder))
+    .hint(changes::advice(folder))
     .usage()
 }
 
@@ -344,15 +351,8 @@ pub(super) fn same_rates(folder: &Path, settings: &Settings) -> Result<()> {
     }
     let shown = folder.display();
     Err(anyhow!("{shown} contains a finished run: {in_words}"))
-        .hint(advice(folder))
+        .hint(changes::advice(folder))
         .usage()
-}
-
-fn advice(folder: &Path) -> String {
-    format!(
-        "to resume, use the settings in {}/config.toml; to start another run, choose another run.name",
-        folder.display()
-    )
 }
 
 /// Returns the first setting that differs but must not.
@@ -401,7 +401,7 @@ mod tests {
         assert_eq!(listed("These settings may differ"), may_differ);
         let limits = keys().filter(|key| key.may_grow);
         let limits: BTreeSet<&str> = limits.map(|key| key.path.as_str()).collect();
-        assert_eq!(limits.len(), 3);
+        assert_eq!(limits.len(), 4);
         assert!(listed("A larger").is_superset(&limits));
     }
 

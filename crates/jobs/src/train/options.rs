@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use ddk_engine::{AdamWOptions, Filters, Parallel, Schedule, StudentOptions};
+use ddk_engine::{
+    AdamWOptions, DecayForm, DecaySteps, Filters, Parallel, Schedule, Shape, StudentOptions,
+};
 use ddk_objective::{Objective, default_chunk};
 use ddk_run::{RunFolder, read::record};
-use ddk_settings::Settings;
+use ddk_settings::{LrDecay, LrSchedule, LrScheduler, Settings};
 use ddk_torch::parse_device;
 use serde::{Deserialize, Serialize};
 
@@ -63,10 +65,30 @@ pub fn objective(objective: &ddk_settings::Objective) -> Objective {
 pub fn schedule(settings: &Settings) -> Schedule {
     let lr_scheduler = &settings.lr_scheduler;
     Schedule {
+        shape: shape(lr_scheduler),
         peak: settings.optimizer.lr,
         end: lr_scheduler.min_lr,
         warmup_steps: lr_scheduler.warmup_steps,
         total_steps: Length::of(settings).steps,
+    }
+}
+
+fn shape(lr_scheduler: &LrScheduler) -> Shape {
+    match lr_scheduler.shape {
+        LrSchedule::Cosine => Shape::Cosine,
+        LrSchedule::Linear => Shape::Linear,
+        LrSchedule::Constant => Shape::Constant,
+        LrSchedule::Wsd => Shape::Wsd {
+            steps: match lr_scheduler.decay_steps {
+                Some(steps) => DecaySteps::Number(steps),
+                None => DecaySteps::Fraction(lr_scheduler.decay_fraction),
+            },
+            form: match lr_scheduler.decay_type {
+                LrDecay::Linear => DecayForm::Linear,
+                LrDecay::Cosine => DecayForm::Cosine,
+                LrDecay::OneMinusSqrt => DecayForm::OneMinusSqrt,
+            },
+        },
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use ddk_actors::LoopState;
 use ddk_mixture::{Feedback, Policy};
 use ddk_run::{CheckpointStore, RunFolder};
-use ddk_settings::{InitialMixture, MixturePolicy, ObjectiveName, Settings, Teacher};
+use ddk_settings::{InitialMixture, LrScheduler, MixturePolicy, ObjectiveName, Settings, Teacher};
 
 use super::{
     changes,
@@ -20,7 +20,6 @@ use super::{
 };
 use crate::{
     config::run_folder,
-    prepare::tokenizer_folder,
     progress::{list_weights, say},
 };
 
@@ -58,7 +57,7 @@ const PROXY: &str = "proxy";
 fn common(settings: &Settings, folder: &Path, name: &str, steps: u64) -> Settings {
     let mut phase = settings_of(settings, folder, name, steps);
     // Use the run's corpus, whatever tokenizer folder the model has.
-    phase.corpus.tokenizer = tokenizer_folder(settings).cloned();
+    phase.corpus.tokenizer = settings.tokenizer_folder().cloned();
     if let Some(model) = &settings.mixture.doremi_model {
         phase.student.model = Some(model.clone());
     }
@@ -142,8 +141,11 @@ fn stage(settings: &Settings, folder: &Path) -> Settings {
     let mut stage = settings_of(settings, &folder.join(parent), name, steps);
     stage.objective.name = ObjectiveName::TedFilters;
     stage.optimizer.lr = lr;
-    stage.lr_scheduler.min_lr = lr / 10.0;
-    stage.lr_scheduler.warmup_steps = steps / 20;
+    stage.lr_scheduler = LrScheduler {
+        min_lr: lr / 10.0,
+        warmup_steps: steps / 20,
+        ..LrScheduler::default()
+    };
     stage.mixture.policy = MixturePolicy::Natural;
     stage.mixture.interval = steps;
     stage

@@ -9,10 +9,11 @@ use ddk_labels::LabelSet;
 use ddk_settings::{ExportedStudent, ObjectiveName, Recovery, Settings};
 
 use super::{
-    filters,
+    course, filters,
     inputs::Inputs,
     labels,
     options::{self, Length, most_steps, objective, steps_of_intervals},
+    session::Session,
 };
 use crate::{
     config::required,
@@ -22,7 +23,6 @@ use crate::{
     phase::Phase,
     prepare::{self, Corpus, Outdated},
     ranks::grace_seconds,
-    signals::Signals,
     wiring::{ModelFolders, Models},
 };
 
@@ -59,10 +59,12 @@ pub(super) fn prepare_run(
     destination: Option<Destination>,
     outdated: Outdated<'_>,
     length: Length,
-    signals: &Signals,
+    session: &Session,
 ) -> Result<Prepared> {
+    let signals = &session.signals;
     let folders = if destination.is_some() {
-        ModelFolders::without_teacher(required(settings.student.model.clone(), "student.model")?)
+        let student = required(settings.student.model.clone(), "student.model")?;
+        ModelFolders::without_teacher(settings.local(&student))
     } else {
         ModelFolders::of(settings)?
     };
@@ -73,10 +75,12 @@ pub(super) fn prepare_run(
         folders.configs()?;
         Findings::first(|found| tokenizers(settings, &folders, found))?;
     }
+    session.announce();
     let filters = filters::of_run(settings, &folders)?;
     let corpus = prepare::open(settings, outdated)?;
     signals.begin(Phase::Hash)?;
-    let inputs = Inputs::of(&folders, &corpus, settings.corpus.sequence_length)?;
+    let mut inputs = Inputs::of(&folders, &corpus, settings.corpus.sequence_length)?;
+    inputs.revisions.clone_from(&settings.places.revisions);
     room_for_a_step(settings, &corpus)?;
     let labels = labels::of_run(settings, &folders, &inputs)?;
     let evaluation = prepare::evaluation(settings, &corpus)?;
@@ -91,6 +95,9 @@ pub(super) fn prepare_run(
     let mut plan = plan(settings, &corpus, &length);
     plan.evaluation_flops = flops.student_evaluation(&evaluation.validation);
     plan.teacher_evaluation_flops = flops.teacher_evaluation(&evaluation.validation);
+    plan.teacher_evaluation_seconds =
+        course::teacher_evaluation(settings, plan.teacher_evaluation_flops);
+    plan.checkpoint_bytes = course::checkpoint_bytes(&models.folders.student);
     Ok(Prepared {
         models,
         corpus,
@@ -146,6 +153,8 @@ fn plan(settings: &Settings, corpus: &Corpus, length: &Length) -> RunPlan {
         max_steps_reason: nearest.map_or(StopReason::MaxSteps, |(_, reason)| reason),
         max_tokens: run.max_tokens,
         target_gap: run.target_gap,
+        patience: run.patience,
+        min_improvement: run.min_improvement,
         lag: settings.mixture.lag,
         evaluation_every: settings.evaluation.interval,
         keep_best: keeps_best(settings),
@@ -163,6 +172,8 @@ fn plan(settings: &Settings, corpus: &Corpus, length: &Length) -> RunPlan {
         },
         evaluation_flops: 0.0,
         teacher_evaluation_flops: 0.0,
+        teacher_evaluation_seconds: None,
+        checkpoint_bytes: 0,
     }
 }
 

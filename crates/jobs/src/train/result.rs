@@ -1,6 +1,6 @@
 //! Finishes a run: exports the student, and writes the summary, the report and the table.
 
-use std::{collections::BTreeMap, fs, io::Write, time::Instant};
+use std::{collections::BTreeMap, fs, io::Write, path::Path, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::{End, LoopState, Outcome};
@@ -15,13 +15,14 @@ use ddk_telemetry::peak_resident_bytes;
 
 use super::{filters, prepared::Prepared};
 use crate::{
+    args,
     bench::serial,
     checkpoints::{self, LOST, checkpoint_of, refuse_if_saved},
     export,
     hint::Hint,
     output::print_json,
     phase::Phase,
-    progress::say,
+    progress::{exporting, model_parameters, say},
     report,
     signals::Signals,
 };
@@ -85,6 +86,46 @@ pub(super) fn write_report(folder: &RunFolder) -> Result<()> {
     Ok(())
 }
 
+/// Says what to do with a finished run, unless a program reads the result.
+pub(super) fn say_next(run: &Path, args: &args::Train) {
+    if args.json {
+        return;
+    }
+    let shown = |path: &Path| quoted(&path.display().to_string());
+    say(&format!("report: {}", run.join(REPORT).display()));
+    let student = run.join("student");
+    let mut next = Vec::new();
+    if student.exists() {
+        let student = shown(&student);
+        next.push(format!(
+            "ddk generate {student} --prompt \"Once upon a time\""
+        ));
+        if let Some(config) = args.config.files.first() {
+            next.push(format!("ddk eval {} --model {student}", shown(config)));
+        }
+    }
+    next.push(format!(
+        "ddk export {} --out FOLDER --dtype bf16",
+        shown(run)
+    ));
+    let runs = run.parent().filter(|runs| !runs.as_os_str().is_empty());
+    next.push(format!(
+        "ddk serve {}",
+        shown(runs.unwrap_or(Path::new(".")))
+    ));
+    say(&format!("next: {}", next.join("\n      ")));
+}
+
+/// Quotes a path for a shell, if it needs that.
+fn quoted(path: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@%".contains(&byte);
+    if !path.is_empty() && path.bytes().all(is_plain) {
+        path.to_owned()
+    } else {
+        format!("'{}'", path.replace('\'', "'\\''"))
+    }
+}
+
 /// Prints the table, or the summary as JSON.
 pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Result<()> {
     if json {
@@ -117,6 +158,8 @@ fn export(
     }
     let checkpoint = checkpoint_of(&store, step)?;
     let student = &prepared.models.folders.student;
+    // In fp32.
+    let _meter = exporting(4 * model_parameters(student));
     let model = export::of_checkpoint(student, &checkpoint)?;
     let destination = prepared.destination.as_ref();
     let record = destination.map(|to| (to.record.0, to.record.1.as_str()));

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Error, Result};
 use ddk_actors::{End, Outcome};
 use ddk_run::{CheckpointStore, RunFileError, RunFolder, records::EventKind, view::State};
-use ddk_settings::{ExportedStudent, Run, Settings};
+use ddk_settings::{ExportedStudent, Run, Samples, Settings};
 
 use super::{
     changes, follow,
@@ -44,13 +44,12 @@ pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<()> {
         return Ok(());
     }
     session.board.set_state(State::Starting);
-    let signals = session.signals.clone();
     // The main run reads the same corpus.
     let reader = settings.run.output_dir.parent();
     let begun = Ranks::in_turn(
         session.ranks.as_deref(),
-        || begin(settings, None, reader, &signals).map(Some),
-        || follow(settings, &signals, session.ranks.as_deref()),
+        || begin(settings, None, reader, session).map(Some),
+        || follow(settings, session, session.ranks.as_deref()),
     )?;
     let Some((prepared, folder)) = begun else {
         return Ok(());
@@ -62,7 +61,7 @@ pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<()> {
         return Ok(());
     }
     // Signals no longer belong to this run.
-    signals.begin(Phase::Between)
+    session.signals.begin(Phase::Between)
 }
 
 /// Runs a stand-alone run without a teacher and exports its student to `destination`. `reloads`: whether to answer
@@ -75,8 +74,9 @@ pub(crate) fn stand_alone(
 ) -> Result<()> {
     let path = run_folder(settings)?;
     let reader = Some(&*path).filter(|path| RunFolder::holds_a_run(path));
-    let (prepared, folder) = begin(settings, Some(destination), reader, signals)?;
-    session::in_one(settings, &folder, signals, None, |session| {
+    session::in_one(settings, &path, true, signals, None, |session| {
+        let (prepared, folder) = begin(settings, Some(destination), reader, session)?;
+        session.enter(&folder)?;
         let _answers = changes::not_yet(reloads, &session.runtime)?;
         run_to_end(prepared, &folder, session, &args::Train::default())
     })?;
@@ -88,14 +88,14 @@ fn begin(
     settings: &Settings,
     destination: Option<Destination>,
     reader: Option<&Path>,
-    signals: &Signals,
+    session: &Session,
 ) -> Result<(Prepared, RunFolder)> {
     let path = run_folder(settings)?;
     let outdated = reader.map_or(Outdated::AsSet, Outdated::NeededBy);
     let length = Length::of_run(&path, settings)?;
-    let prepared = prepare_run(settings, destination, outdated, length, signals)?;
+    let prepared = prepare_run(settings, destination, outdated, length, session)?;
     let folder = open_folder(&path, false, None)?;
-    signals.in_run(folder.path());
+    session.signals.in_run(folder.path());
     bind(&prepared, &folder)?;
     Ok((prepared, folder))
 }
@@ -126,12 +126,15 @@ pub(crate) fn settings_of(settings: &Settings, folder: &Path, name: &str, steps:
         max_intervals: None,
         max_tokens: None,
         target_gap: None,
+        patience: None,
+        min_improvement: 0.0,
         export: ExportedStudent::Last,
         ..run.run
     };
     run.lr_scheduler.total_steps = None;
     run.evaluation.interval = None;
     run.checkpoint.keep_best = false;
+    run.samples = Samples::default();
     run.mixture.doremi_model = None;
     run.mixture.doremi_steps = None;
     run
@@ -180,16 +183,17 @@ fn ended(
     args: &args::Train,
 ) -> Result<Error> {
     let step = outcome.map_or_else(|| last_checkpoint(folder), |outcome| Ok(outcome.step))?;
-    let when = match step {
-        0 => "before its first step".to_owned(),
-        step => format!("after step {step}"),
-    };
     let from = args.resume_from;
     let without = from.map_or("", |_| " without --resume-from");
-    say(&format!(
-        "stopped {when}, saved; the same command{without} resumes from there ({})",
-        folder.path().display()
-    ));
+    let shown = folder.path().display();
+    say(&match step {
+        0 => format!(
+            "stopped before its first step, nothing to save; the same command{without} starts the run again ({shown})"
+        ),
+        step => format!(
+            "stopped after step {step}, saved; the same command{without} resumes from there ({shown})"
+        ),
+    });
     // To torchrun, any other code is a failure after which it starts the run again.
     if under_torchrun() && !session.signals.is_signaled() {
         return Ok(Ended(0).into());

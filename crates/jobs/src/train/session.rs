@@ -1,7 +1,7 @@
 //! What the runs of a process share: the HTTP server, the metrics file, the watchdog, and the final message to
 //! clients.
 
-use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use ddk_run::{RunFolder, control::Control, view::State};
@@ -34,26 +34,28 @@ pub(super) struct Session {
     _keeper: Option<Keeper>,
     /// Carries out commands on the current run.
     pub(super) control: Arc<RunControl>,
-    _socket: Option<Socket>,
+    socket: Option<Socket>,
+    /// Says where the live page is, once.
+    announcement: Mutex<Option<String>>,
     /// The other processes of the run, if there are any.
     pub(super) ranks: Option<Arc<Ranks>>,
 }
 
-/// Does the work of a run in a new session that logs to the run's folder. Clients that watch the run learn how it
-/// ended.
-pub(super) fn in_one(
+/// Does the work of a run in a new session, which its page shows from the start. Clients that watch the run learn how
+/// it ended. `path`: the run's folder, which need not exist yet. `serves`: whether there is anything to serve.
+pub(super) fn in_one<T>(
     settings: &Settings,
-    folder: &RunFolder,
+    path: &Path,
+    serves: bool,
     signals: &Signals,
     ranks: Option<Arc<Ranks>>,
-    work: impl FnOnce(&mut Session) -> Result<()>,
-) -> Result<()> {
-    start_log(folder, ranks.as_ref().map_or(0, |ranks| ranks.rank()))?;
-    let mut session = Session::start(settings, folder, signals, ranks)?;
+    work: impl FnOnce(&mut Session) -> Result<T>,
+) -> Result<T> {
+    let mut session = Session::start(settings, path, serves, signals, ranks)?;
     let done = work(&mut session);
     session.signals.left();
     session.board.set_state(match &done {
-        Ok(()) => State::Finished,
+        Ok(_) => State::Finished,
         Err(error) if has_ended(error) => State::Stopped,
         Err(_) => State::Failed,
     });
@@ -67,7 +69,8 @@ impl Session {
     /// Starts the HTTP server. From now on, clients that watch the run learn how it ends.
     fn start(
         settings: &Settings,
-        folder: &RunFolder,
+        path: &Path,
+        serves: bool,
         signals: &Signals,
         ranks: Option<Arc<Ranks>>,
     ) -> Result<Self> {
@@ -83,24 +86,33 @@ impl Session {
         let board = Board::new(limit);
         let run = settings.run.name.as_deref().unwrap_or_default();
         let gpus = gpus::of_run(settings);
-        let recorder = Recorder::install(Arc::clone(&board), run, folder.path(), gpus)?;
+        let recorder = Recorder::install(Arc::clone(&board), run, path, gpus)?;
         let file = settings.telemetry.metrics_file.clone();
         let leads = ranks::leads(ranks.as_ref());
-        let keeper = leads.then(|| Keeper::start(recorder.clone(), KEEP_EVERY, file));
+        // A run that is over keeps its last metrics.
+        let keeper = (leads && serves).then(|| Keeper::start(recorder.clone(), KEEP_EVERY, file));
         let keeper = keeper.transpose();
         let keeper = keeper.hint("choose another telemetry.metrics_file, in an existing folder")?;
-        let control = RunControl::new(folder.path(), &board, signals);
+        let control = RunControl::new(path, &board, signals);
         let site = match &ranks {
             Some(_) if !leads => Site::of_rank(recorder),
             _ => {
-                let mut site = Site::of_run(recorder, folder.path());
+                let mut site = Site::of_run(recorder, path);
                 site.control = Some(Arc::clone(&control) as Arc<dyn Control>);
                 site
             }
         };
         // The processes on a machine have neighboring ports.
         let place = ranks.as_ref().map_or(0, |ranks| ranks.place());
-        let server = serve(settings, site, place)?.map(Arc::new);
+        let server = if serves {
+            serve(settings, site, place)?.map(Arc::new)
+        } else {
+            None
+        };
+        let announcement = server.as_ref().filter(|_| leads).map(|server| {
+            let address = server.address();
+            format!("live page: http://{address}/, metrics: http://{address}/metrics")
+        });
         let context = runtime.enter();
         systemd::watch(Arc::clone(&board));
         let (watched, of_server) = (Arc::clone(&board), server.clone());
@@ -111,12 +123,6 @@ impl Session {
                 server.finish(FAREWELL);
             }
         });
-        let listen = || Socket::listen(folder.path(), Arc::clone(&control));
-        let socket = leads.then(listen).transpose().unwrap_or_else(|error| {
-            let what = format!("warning: {error:#}; `ddk ctl` cannot reach this run");
-            say(&what);
-            None
-        });
         drop(context);
         Ok(Self {
             runtime,
@@ -125,9 +131,34 @@ impl Session {
             server,
             _keeper: keeper,
             control,
-            _socket: socket,
+            socket: None,
+            announcement: Mutex::new(announcement),
             ranks,
         })
+    }
+
+    /// Says where the live page is, unless it was said. Call it once the settings have proved usable.
+    pub(super) fn announce(&self) {
+        if let Some(announcement) = self.announcement.lock().take() {
+            say(&announcement);
+        }
+    }
+
+    /// Enters the run's folder: from now on, the session logs there, and takes commands there.
+    pub(super) fn enter(&mut self, folder: &RunFolder) -> Result<()> {
+        self.announce();
+        start_log(folder, self.ranks.as_ref().map_or(0, |ranks| ranks.rank()))?;
+        if ranks::leads(self.ranks.as_ref()) {
+            let _context = self.runtime.enter();
+            let socket = Socket::listen(folder.path(), Arc::clone(&self.control));
+            self.socket = socket.map(Some).unwrap_or_else(|error| {
+                say(&format!(
+                    "warning: {error:#}; `ddk ctl` cannot reach this run"
+                ));
+                None
+            });
+        }
+        Ok(())
     }
 }
 
@@ -146,17 +177,8 @@ fn serve(settings: &Settings, mut site: Site, place: usize) -> Result<Option<Ser
     }
     let token = telemetry.token.as_ref().map(secret).transpose()?;
     site.token = token.map(str::to_owned);
-    let is_of_run = site.control.is_some();
     match ddk_telemetry::serve(address, site) {
-        Ok(server) => {
-            let address = server.address();
-            if is_of_run {
-                say(&format!(
-                    "live page: http://{address}/, metrics: http://{address}/metrics"
-                ));
-            }
-            Ok(Some(server))
-        }
+        Ok(server) => Ok(Some(server)),
         Err(error @ ServeError::PortInUse(_)) if !telemetry.required => {
             say(&format!(
                 "warning: {error}; continuing without the live page and metrics (choose another port with \

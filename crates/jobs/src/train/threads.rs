@@ -79,7 +79,7 @@ pub(super) fn adopt(settings: &mut Settings, run: &Settings) {
 }
 
 /// Shares the cores by each model's seconds per step on one core; 0 for a teacher whose output is not needed.
-fn share(settings: &mut Settings, teacher: f64, student: f64, cores: usize) {
+pub(crate) fn share(settings: &mut Settings, teacher: f64, student: f64, cores: usize) {
     // The cores that keep the student as fast as its teachers.
     let wanted = cores as f64 * student / (teacher + student);
     let whole = |cores: f64| (cores - SLACK).ceil().max(1.0) as usize;

@@ -17,12 +17,12 @@ use ddk_run::{
     view::State,
 };
 use ddk_settings::Settings;
-use ddk_telemetry::{Board, Progress, metrics};
+use ddk_telemetry::{Board, metrics};
 use ddk_torch::{TimeSlice, give_freed_memory_back};
 use parking_lot::Mutex;
 
 use super::{
-    changes, options, policy,
+    changes, course, options, policy,
     prepared::{Prepared, keeps_best},
     session::Session,
 };
@@ -31,10 +31,11 @@ use crate::{
     checkpoints::{LOST, refuse_if_saved},
     config,
     hint::{Hint, usage, with_hint},
-    progress::{Printer, say},
+    printer::Printer,
+    progress::{loading, say},
     ranks::{self, GroupPeers, Ranks},
     signals::Answer,
-    wiring::{Models, Ports, Record, StudentPort, TeacherPort},
+    wiring::{Models, Ports, Prompts, Record, StudentPort, TeacherPort},
 };
 
 /// Runs the actors to the end. Returns how the run ended, or `None` if it was stopped before its first step. Also
@@ -63,7 +64,10 @@ pub(super) fn work(
         folder: folder.clone(),
         board: Arc::clone(&session.board),
         overrides: Arc::new(overrides),
-        printer: Arc::new(Printer::new(Arc::clone(&plan.live), plan.max_steps)),
+        printer: Arc::new(Printer::new(
+            Arc::clone(&plan.live),
+            Arc::clone(session.board.activity()),
+        )),
         seconds_before: OnceLock::new(),
         journal: Mutex::default(),
         ranks: session.ranks.clone(),
@@ -95,7 +99,6 @@ pub(super) fn work(
         control.works_on(None);
         Ok::<_, anyhow::Error>(ended)
     })?;
-    assembly.printer.finish();
     if let Some(Err(error)) = prepared.labels.as_ref().map(|set| set.flush()) {
         tracing::warn!(%error, "cannot write the last labels to the teacher's cache");
     }
@@ -216,14 +219,21 @@ impl Assembly {
                 journal.event(step, EventKind::SetAside, &text)?;
             }
         }
-        let undone = printer.rewind(step);
-        metrics::REWOUND_STEPS.with(&[]).increment(undone);
         let totals = state.map(|state| state.totals.clone());
         let totals = totals.unwrap_or_else(|| Totals::new(prepared.plan.domains.len()));
         *self.journal.lock() = Some(Arc::clone(&journal));
         // Only the first generation of a process can find an edited configuration.
         let is_first = self.seconds_before.set(totals.run_seconds).is_ok();
-        printer.begin(totals);
+        let evaluations = state.map_or(0, |state| state.interval.index);
+        let course = course::course(
+            prepared,
+            &recovered,
+            (totals.evaluation_seconds, evaluations),
+        );
+        let activity = self.board.activity();
+        activity.set_course(course, step, totals.all_tokens());
+        let undone = printer.begin(step, totals);
+        metrics::REWOUND_STEPS.with(&[]).increment(undone);
         let at_start = config::of_run(folder.path())?;
         if is_first {
             let (set, in_words) = changes::edited(&at_start, settings, &self.overrides)?;
@@ -245,7 +255,7 @@ impl Assembly {
             0 => EventKind::Started,
             _ => EventKind::Resumed,
         };
-        journal.event(step, kind, &format!("process {}", std::process::id()))?;
+        journal.event(step, kind, &process())?;
         Ok(Start {
             recovered,
             checkpoints,
@@ -328,9 +338,12 @@ impl Assembly {
         tracing::info!(bytes, depth, "maximum size of the micro-batch queues");
         let row_losses = policy::row_losses(state.interval.policy.needs());
         let (records, live) = (records(prepared)?, Arc::clone(&plan.live));
+        let loading = loading(course::bytes_to_load(prepared, known.is_none()));
         let ports = Arc::new(Ports {
             outages: Arc::default(),
             turns: TimeSlice::new(recovered.pipeline.time_slicing),
+            prompts: Prompts::of(&recovered)?,
+            has_no_texts: state.lengths.texts == 0,
             models: Models {
                 settings: recovered,
                 folders: models.folders.clone(),
@@ -349,7 +362,10 @@ impl Assembly {
             plan,
             state,
             teacher: ports.teachers(known.is_some()),
-            student: ports.student(row_losses, checkpoint, records, live),
+            student: course::until_built(
+                loading,
+                ports.student(row_losses, checkpoint, records, live),
+            ),
             rows: ports.rows(prepared.corpus.domains.clone()),
             batcher: ports.batcher(),
             checkpoints,
@@ -385,8 +401,22 @@ impl Observer for Silent {
     fn on_mixture(&self, _line: &MixtureLine) {}
 
     fn on_event(&self, _event: &EventLine) {}
+}
 
-    fn on_progress(&self, _progress: &Progress) {}
+/// This process, its machine and its version, for the event that it starts with.
+fn process() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => "an unnamed machine",
+        host => host,
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    format!(
+        "process {} on {host} ({cpus} CPU{}), ddk {}",
+        std::process::id(),
+        if cpus == 1 { "" } else { "s" },
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 /// Returns what a checkpoint records about itself: the settings, the hashes of the run's inputs (which the

@@ -8,9 +8,10 @@ use ddk_corpus::Sequence;
 use ddk_engine::{EngineError, Evaluation};
 use ddk_labels::LabelSet;
 use ddk_model::{Model, ModelError};
+use ddk_run::texts::Text;
 use ddk_torch::{ComputeContext, TimeSlice, TorchError};
 
-use super::{models::Models, served::Outages};
+use super::{models::Models, served::Outages, texts::Prompts};
 use crate::faults::{Faults, Place};
 
 /// Builds the ports of a generation of workers.
@@ -24,6 +25,10 @@ pub struct Ports {
     pub labels: Option<Arc<LabelSet>>,
     /// The servers of the teacher that are away.
     pub outages: Arc<Outages>,
+    /// The prompts that the models continue, if there are any.
+    pub prompts: Option<Prompts>,
+    /// Whether the run has no texts yet, so that the teacher writes too.
+    pub has_no_texts: bool,
     pub turns: TimeSlice,
     pub faults: Arc<Faults>,
 }
@@ -73,6 +78,18 @@ impl Context {
         let done = self.compute.work_in_turn(work).map_err(Error::from);
         let done = done.flatten().map_err(|error| port_error(error, kind))?;
         Ok((done, self.compute.waited_seconds() - waited))
+    }
+
+    /// What a model writes after the prompts; `None` if the run ended first.
+    pub(super) fn texts<'a>(
+        &self,
+        model: impl FnOnce() -> Result<&'a Model>,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<Text>>, PortError> {
+        let Some(prompts) = &self.ports.prompts else {
+            return Ok(Some(Vec::new()));
+        };
+        self.work(Work::Evaluate, || prompts.write(model()?, is_over))
     }
 
     /// Measures a student's perplexities. An injected fault may turn them into NaN.

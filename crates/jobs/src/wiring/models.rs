@@ -61,7 +61,7 @@ impl ModelFolders {
     pub fn of(settings: &Settings) -> Result<Self> {
         let teacher = required(settings.teacher.model.clone(), "teacher.model")?;
         let student = required(settings.student.model.clone(), "student.model")?;
-        let mut folders = Self::new(teacher, student);
+        let mut folders = Self::new(settings.local(&teacher), settings.local(&student));
         folders.is_served = settings.teacher.is_served();
         let is_whole = || -> Result<(), ModelError> {
             Model::check(

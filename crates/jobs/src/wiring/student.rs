@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use ddk_actors::{Live, MicroBatch, PortError, Work, ports::Between};
 use ddk_engine::{FlopCounter, Trainable};
-use ddk_run::{MicroBatchSums, PhaseSeconds, SnapshotFile, StepPhase, UpdateStats};
+use ddk_run::{MicroBatchSums, PhaseSeconds, SnapshotFile, StepPhase, UpdateStats, texts::Text};
 use ddk_settings::Settings;
 use tch::Tensor;
 
@@ -102,6 +102,10 @@ impl ddk_actors::Student for StudentPort {
 
     fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError> {
         self.context.evaluate(|| Ok(self.student.model()), between)
+    }
+
+    fn texts(&mut self, is_over: &dyn Fn() -> bool) -> Result<Option<Vec<Text>>, PortError> {
+        self.context.texts(|| Ok(self.student.model()), is_over)
     }
 
     fn weights(&mut self) -> Result<Vec<Tensor>, PortError> {

@@ -12,7 +12,7 @@ use ddk_corpus::Sequence;
 use ddk_engine::{LabelFormat, Teacher, TeacherOutput};
 use ddk_labels::{LabelError, LabelSet, Report};
 use ddk_model::Model;
-use ddk_run::records::EventKind;
+use ddk_run::{records::EventKind, texts::Text};
 use ddk_telemetry::metrics;
 use ddk_torch::{give_freed_memory_back, parse_device};
 use tch::Tensor;
@@ -52,6 +52,8 @@ pub struct TeacherPort {
     format: LabelFormat,
     /// Whether batches need the teacher's output.
     needs_output: bool,
+    /// Whether the teacher's perplexities are known.
+    known: bool,
     /// Holds copies of the student that are evaluated here; built for the first one.
     copy: Option<Model>,
 }
@@ -75,6 +77,7 @@ impl TeacherPort {
             source,
             format: format.map_err(|error| port_error(error, Work::Label))?,
             needs_output,
+            known,
             replica,
             copy: None,
             context,
@@ -301,6 +304,37 @@ impl ddk_actors::Teacher for TeacherPort {
             Ok(&*model)
         };
         self.context.evaluate(copied, between)
+    }
+
+    fn texts(&mut self, is_over: &dyn Fn() -> bool) -> Result<Option<Vec<Text>>, PortError> {
+        let (ports, folders) = (&self.context.ports, &self.context.ports.models.folders);
+        let is_asked = ports.prompts.is_some() && ports.has_no_texts;
+        // A server returns hidden states, and no text.
+        let is_here = folders.has_teacher && !folders.head_only;
+        let Source::Model(teacher) = &mut self.source else {
+            return Ok(Some(Vec::new()));
+        };
+        if !is_asked || !is_here {
+            return Ok(Some(Vec::new()));
+        }
+        let model = load(teacher, &self.context, self.replica)?.model();
+        let texts = self.context.texts(|| Ok(model), is_over)?;
+        if self.known && !self.needs_output {
+            // Nothing else needs the teacher.
+            *teacher = None;
+            folders.frozen.forget();
+        }
+        Ok(texts)
+    }
+
+    fn texts_of_copy(
+        &mut self,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<Text>>, PortError> {
+        match &self.copy {
+            Some(copy) => self.context.texts(|| Ok(copy), is_over),
+            None => Ok(Some(Vec::new())),
+        }
     }
 
     fn busy_seconds(&self) -> f64 {

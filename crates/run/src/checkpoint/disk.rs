@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io::{self, BufWriter, Write},
     path::Path,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use super::SaveHook;
@@ -12,6 +13,14 @@ use crate::{RunFileError, manifest::FileEntry};
 
 /// Suffix of partially written or partially removed folders. Opening the folder of checkpoints removes them.
 pub(super) const TEMPORARY: &str = ".tmp";
+
+/// Bytes of checkpoints that this process has written.
+static WRITTEN: AtomicU64 = AtomicU64::new(0);
+
+/// Returns the number of bytes of checkpoints that this process has written so far, including the current one.
+pub fn bytes_written() -> u64 {
+    WRITTEN.load(Ordering::Relaxed)
+}
 
 /// The disk operations of one step's save; by default without a hook, for use outside a save.
 #[derive(Default)]
@@ -114,6 +123,7 @@ impl Write for Hashed<'_> {
         self.disk.call()?;
         let written = self.file.write(buffer)?;
         self.hasher.update(&buffer[..written]);
+        WRITTEN.fetch_add(written as u64, Ordering::Relaxed);
         Ok(written)
     }
 

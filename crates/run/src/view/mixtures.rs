@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::part::{Gather, finite};
+use super::{
+    part::{Gather, finite},
+    scalars::Mean,
+};
 use crate::records::{ByDomain, DomainSummary, Drawn, DrawnLine, MixtureLine, Summary};
 
 /// Maximum number of intervals. If there are more, only every second, fourth, … is kept.
@@ -54,6 +57,24 @@ pub struct Mixture {
     pub intervals: Vec<IntervalRecord>,
     /// Results of a finished run by domain.
     pub after: Option<BTreeMap<String, DomainSummary>>,
+}
+
+impl Mixture {
+    /// The mean gap over the domains at each evaluation, in order, with the last one of a finished run.
+    pub fn mean_gaps(&self) -> Vec<f64> {
+        let mut last = None;
+        let lines = self.intervals.iter().map(|interval| &interval.mixture);
+        let is_new = |line: &&MixtureLine| {
+            last.replace(line.evaluated_at_step) != Some(line.evaluated_at_step)
+        };
+        let gaps = lines.filter(is_new);
+        let gaps = gaps.map(|line| Mean::over(line.gap.values().copied()));
+        let after = self.after.iter().map(|domains| {
+            let gaps = domains.values().map(|domain| domain.gap_after);
+            Mean::over(gaps)
+        });
+        gaps.chain(after).flatten().collect()
+    }
 }
 
 /// A line of `mixture.jsonl`.

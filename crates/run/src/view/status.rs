@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 use strum::Display;
 
-use super::{Domain, Saved, Scalar};
+use super::{Domain, Fact, Progress, Saved, Scalar, rough};
 use crate::{
     PhaseSeconds,
     records::{EventKind, StopReason},
@@ -16,6 +16,9 @@ use crate::{
 pub struct RunStatus {
     /// Name of the run, which is the name of its folder.
     pub name: String,
+    /// Its models and method, in words.
+    #[serde(default)]
+    pub about: Vec<Fact>,
     /// Its state.
     pub state: State,
     /// Why it finished, if it has.
@@ -34,8 +37,20 @@ pub struct RunStatus {
     pub seconds: Option<f64>,
     /// Estimated seconds until the end.
     pub seconds_left: Option<f64>,
+    /// What the run's process is doing. Only that process knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activity: Option<Progress>,
+    /// When it first started, seconds since 1970.
+    #[serde(default)]
+    pub started: Option<f64>,
+    /// If it has ended, the time of its last event, seconds since 1970.
+    #[serde(default)]
+    pub ended: Option<f64>,
     /// Means of the last 50 steps; the learning rate is that of the last step.
     pub scalars: BTreeMap<Scalar, f64>,
+    /// Number of steps that the means are over: 50, or fewer at first.
+    #[serde(default)]
+    pub averaged_steps: u64,
     /// Mean seconds of the last 50 steps by phase.
     pub phases: PhaseSeconds,
     /// Mean over the domains of ln(student's perplexity / teacher's) at the last evaluation, nats per token.
@@ -84,8 +99,11 @@ impl fmt::Display for RunStatus {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}: {}, ", self.name, self.state)?;
         write_step(formatter, self.step, self.step_limit)?;
+        if let Some(activity) = &self.activity {
+            return write!(formatter, "; {}", activity.line(self.seconds_left));
+        }
         self.seconds_left.map_or(Ok(()), |seconds| {
-            write!(formatter, ", about {} left", duration(seconds))
+            write!(formatter, ", about {} left", rough(seconds))
         })
     }
 }
@@ -104,6 +122,9 @@ pub struct Revisions {
     pub mixture: u64,
     /// Counts changes of the events.
     pub events: u64,
+    /// Counts changes of the texts.
+    #[serde(default)]
+    pub texts: u64,
 }
 
 /// The state of a run.

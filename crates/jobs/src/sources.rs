@@ -1,0 +1,153 @@
+//! Looks at the sources of all domains, so that every problem is known before the first domain is tokenized.
+
+use anyhow::{Error, Result, anyhow};
+use ddk_corpus::{
+    CorpusError, DomainSource, PrepareOptions, Stale, TokenizerFolder, sample, stale,
+};
+
+use crate::hint::{exit, exit_code, render_line, usage, with_hint};
+
+/// Hint for a domain that cannot be prepared.
+const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin \
+                                 CONFIG` says where each value comes from";
+
+/// Adds a hint to a corpus error.
+pub fn advise(error: CorpusError) -> anyhow::Error {
+    match &error {
+        CorpusError::UnknownFormat { domain, .. } => {
+            let hint = format!(
+                "convert the files, leave them out with a glob such as files = [\"DIR/**/*.jsonl\"], or set \
+                 domains.{domain}.format, such as \"jsonl\" or \"text\" (each file is one document); see \
+                 docs/corpora.md"
+            );
+            usage(with_hint(error, hint))
+        }
+        CorpusError::TooManyBad { domain, fields, .. } if !fields.is_empty() => {
+            let hint = fields_hint(domain, fields);
+            with_hint(error, hint)
+        }
+        CorpusError::OtherTokenizer { domain, .. } => {
+            let hint = format!(
+                "use models with the tokenizer that made these ids, or take the texts and let DDK make the ids; if \
+                 domains.{domain}.tokenizer names the wrong folder, correct it"
+            );
+            usage(with_hint(error, hint))
+        }
+        _ => with_hint(error, ADVICE),
+    }
+}
+
+/// Returns a hint for records that lack the configured field.
+pub fn fields_hint(domain: &str, fields: &[String]) -> String {
+    let field = fields.last().map_or("text", String::as_str);
+    let template: Vec<String> = fields.iter().map(|field| format!("{{{field}}}")).collect();
+    format!(
+        "name the field that contains the text, such as domains.{domain}.text_field = \"{field}\", or combine \
+         several, such as domains.{domain}.text_template = \"{}\"; for messages, set domains.{domain}.messages_field",
+        template.join("\\n")
+    )
+}
+
+/// What a look at the sources has found.
+#[derive(Default)]
+pub(crate) struct Looked {
+    /// The domains that are not prepared as the options ask, with their sources.
+    pub(crate) stale: Vec<(Stale, DomainSource)>,
+    /// Why domains cannot be prepared.
+    pub(crate) problems: Vec<Error>,
+    /// Domains of which some records cannot be used.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// The domains whose first records are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Read {
+    Nothing,
+    Stale,
+    Every,
+}
+
+/// Looks at each domain alone, so that the problems of one do not hide those of another.
+pub(crate) fn look(options: &PrepareOptions, tokenizer: &TokenizerFolder, read: Read) -> Looked {
+    let mut looked = Looked::default();
+    let mut alone = options.clone();
+    for source in &options.domains {
+        alone.domains = vec![source.clone()];
+        let outdated = match stale(&alone, tokenizer) {
+            Ok(outdated) => outdated,
+            Err(error) => {
+                looked.problems.push(advise(error));
+                continue;
+            }
+        };
+        if read == Read::Every || (read == Read::Stale && !outdated.is_empty()) {
+            looked.read(source, options.max_bad_fraction);
+        }
+        let outdated = outdated.into_iter();
+        looked
+            .stale
+            .extend(outdated.map(|stale| (stale, source.clone())));
+    }
+    looked
+}
+
+impl Looked {
+    /// Reads the first records of a domain.
+    fn read(&mut self, source: &DomainSource, most: f64) {
+        let sample = match sample(source) {
+            Ok(sample) => sample,
+            Err(error) => return self.problems.push(advise(error)),
+        };
+        let (bad, records) = (sample.bad, sample.records);
+        if let Some(problem) = sample.problem(&source.name) {
+            let hint = match &*sample.fields {
+                [] => ADVICE.to_owned(),
+                fields => fields_hint(&source.name, fields),
+            };
+            self.problems.push(with_hint(anyhow!(problem), hint));
+        } else if let Some(first) = &sample.first_bad {
+            let more = if bad as f64 > most * records as f64 {
+                format!("; more than corpus.max_bad_fraction = {most} of all records would stop it")
+            } else {
+                String::new()
+            };
+            self.warnings.push(format!(
+                "warning: domain `{}`: {bad} of the first {records} records cannot be used; the first is in {} at line \
+                 {}: {}{more}",
+                source.name,
+                first.file.display(),
+                first.line,
+                first.reason
+            ));
+        }
+    }
+
+    /// Fails with all problems.
+    pub(crate) fn usable(self) -> Result<Vec<(Stale, DomainSource)>> {
+        all(self.problems, "domains cannot be prepared").map(|()| self.stale)
+    }
+}
+
+/// Fails with all problems at once, under a title that follows their number. A single one stays as it is.
+pub(crate) fn all(mut problems: Vec<Error>, title: &str) -> Result<()> {
+    match problems.len() {
+        0 => Ok(()),
+        1 => Err(problems.remove(0)),
+        count => {
+            let of_user = problems
+                .iter()
+                .all(|problem| exit_code(problem) == exit::USAGE);
+            let lines = problems.iter().map(|problem| {
+                let line = render_line(problem);
+                format!("\n- {}", line.replace('\n', "\n  "))
+            });
+            let text: String = lines.collect();
+            let error = anyhow!("{count} {title}:{text}");
+            if of_user {
+                Err(usage(error))
+            } else {
+                Err(error)
+            }
+        }
+    }
+}

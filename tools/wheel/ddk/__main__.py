@@ -1,0 +1,3 @@
+from ddk import main
+
+main()
