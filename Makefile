@@ -27,7 +27,7 @@ wheel: setup ## build dist/ddk-VERSION-….whl, which pip installs next to PyTor
 
 wheel-check: setup ## install a wheel into a fresh virtual environment, and distill there without clone and cargo
 	@tools/python-env "$(CACHE)/python"
-	cargo build --release --locked --workspace --bin ddk
+	cargo build --release --locked --workspace --bin ddk --example loading # the example: the same features as in tests
 	@tools/wheel/check "$(PROGRAM)" "$(CACHE)/python"
 
 demo: build demo-text ## distill on real text: 5 to 13 minutes after the build

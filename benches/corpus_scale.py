@@ -91,7 +91,7 @@ def main():
     if len(counts) > 1:
         growth = (peaks[-1] - peaks[0]) / (counts[-1] - counts[0])
         expected = peaks[-1] + growth * (EXTRAPOLATED - counts[-1])
-        print(f"{growth:.2f} bytes per document; {EXTRAPOLATED / 1e6:g} million: {expected / 1e6:.0f} MB (extrapolated)")
+        print(f"{growth:.2f} bytes per document; {EXTRAPOLATED / 1e6:g} million: {expected / 1e6:.0f} MB, extrapolated")
 
 
 if __name__ == "__main__":

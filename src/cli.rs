@@ -162,16 +162,16 @@ pub struct Init {
     /// Initial student: a folder, or a name on the Hub
     #[arg(long, value_name = "MODEL")]
     pub student: PathBuf,
-    /// Text: a folder, in which each subfolder and each file becomes a domain, or a data set on the Hub, such as
-    /// hf://datasets/ORG/NAME
+    /// Data: a folder, in which each subfolder and each file becomes a domain, a file, or a data set on the Hub, such
+    /// as hf://datasets/ORG/NAME
     #[arg(long, value_name = "DATA")]
     pub data: PathBuf,
     /// Make one domain per value of this record field, for example meta.source
     #[arg(long, value_name = "FIELD")]
     pub domain_field: Option<String>,
-    /// Field of a record that contains its text
-    #[arg(long, value_name = "FIELD", default_value = "text")]
-    pub text_field: String,
+    /// Field of a record that contains its text [default: recognized in each file]
+    #[arg(long, value_name = "FIELD")]
+    pub text_field: Option<String>,
     /// File to write the configuration to; must not exist yet
     #[arg(long, value_name = "FILE", default_value = "ddk.toml")]
     pub out: PathBuf,

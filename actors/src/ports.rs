@@ -109,7 +109,8 @@ pub trait Teacher {
         between: Between<'_>,
     ) -> Result<Option<Vec<f64>>, PortError>;
 
-    /// What the teacher writes after the run's prompts, if there are any; `None` if the run ended first.
+    /// What the teacher writes after the run's prompts, if there are any and the run has no texts yet; `None` if the
+    /// run ended first.
     ///
     /// # Errors
     /// If the device fails or runs out of memory.

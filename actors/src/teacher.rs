@@ -98,10 +98,13 @@ impl<T: Teacher> TeacherWorker<T> {
         let facts = &self.context.facts;
         // Of several ranks, only the first measures: its student passes the result on.
         let is_first = self.replica == 0 && self.context.rank() == 0;
-        if is_first && facts.teacher_perplexities.get().is_none() {
-            // Before the perplexities, which everything else waits for.
+        // Before the perplexities and the first micro-batch, so that the student has the texts in its first step.
+        if is_first && facts.teacher_wrote.get().is_none() {
             let texts = teacher.texts(&|| self.context.is_over())?;
             self.wrote(0, Writer::Teacher, texts.ok_or(Exit::Done)?);
+            let _ = facts.teacher_wrote.set(());
+        }
+        if is_first && facts.teacher_perplexities.get().is_none() {
             let seconds = self.context.plan.teacher_evaluation_seconds;
             let between = self.between("evaluation of the teacher", seconds);
             let perplexities = teacher.perplexities(self, &between)?.ok_or(Exit::Done)?;

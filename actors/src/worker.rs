@@ -110,6 +110,8 @@ pub struct Facts {
     pub teacher_busy: Mutex<f64>,
     /// What the teacher and copies of the student wrote, until the student records it.
     pub texts: Mutex<Vec<TextLine>>,
+    /// Set once the teacher has written, so that a restarted worker does not write again.
+    pub teacher_wrote: OnceLock<()>,
     /// When the first micro-batch was sent.
     pub first_sent: OnceLock<Instant>,
     /// The run's result.

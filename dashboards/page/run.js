@@ -91,8 +91,9 @@ function showAbout(facts) {
 }
 
 /** Says in charts that wait for the first evaluation how far it is. */
-function explainCharts({ workers }) {
-  const progress = workers.map((worker) => worker.progress).find((one) => one?.phase.includes('evaluation'));
+function explainCharts({ workers, activity }) {
+  const phases = [activity, ...workers.map((worker) => worker.progress)];
+  const progress = phases.find((one) => one?.phase.includes('evaluation'));
   const count = progress && `: ${whole(progress.done)} of ${whole(progress.total)} ${progress.unit}`;
   const text = progress && `The first evaluation is being made${count}.`;
   for (const name of EVALUATED) explain(byId(`${name}-chart`), text);

@@ -3,10 +3,10 @@
 mod domains;
 mod spark;
 
-use std::fmt::Write;
+use std::{fmt::Write, iter};
 
 use ddk_report::document::Table;
-use ddk_run::view::{Fact, RunStatus, Scalar, rough};
+use ddk_run::view::{Fact, Progress, RunStatus, Scalar, State, rough};
 use ddk_telemetry::api::{Event, Status, WorkerStatus};
 use ratatui::{
     Frame,
@@ -60,9 +60,10 @@ pub fn draw(
             Line::from(format!(" {}", status.problems.join("; "))).red()
         }
         None => {
-            let rest = match status.state.is_ended() {
-                true => "",
-                false => " (the run continues)",
+            let rest = if status.state.is_ended() {
+                ""
+            } else {
+                " (the run continues)"
             };
             Line::from(format!(" ↑↓ j k PgUp PgDn scroll · q quit{rest}")).dim()
         }
@@ -83,9 +84,10 @@ struct Heights {
 impl Heights {
     fn of(height: u16, snapshot: &Snapshot) -> Self {
         let is_tall = height >= TALL;
-        let (head, facts, most) = match is_tall {
-            true => (3, 0, EVENTS.0),
-            false => (2, 2, EVENTS.1),
+        let (head, facts, most) = if is_tall {
+            (3, 0, EVENTS.0)
+        } else {
+            (2, 2, EVENTS.1)
         };
         let room = height.saturating_sub(head + facts + 1);
         let frame = domains::frame_rows(is_tall);
@@ -113,10 +115,12 @@ impl Heights {
         } else {
             0
         };
+        // The last line stays at the bottom, whatever is left.
+        let spare = rest - middle - extra;
         Self {
             head,
             facts,
-            domains,
+            domains: domains + spare,
             middle,
             events: events + extra,
         }
@@ -125,28 +129,52 @@ impl Heights {
 
 fn draw_head(frame: &mut Frame<'_>, area: Rect, status: &Status, is_tall: bool) {
     let run = &status.run;
-    let mut title = vec![
-        Span::from(format!(" {} ", run.name)).bold(),
-        Span::from(format!("{} ", run.state)).green(),
-    ];
-    if let Some(activity) = &run.activity {
-        let taken: usize = title.iter().map(|span| span.content.chars().count()).sum();
-        let room = usize::from(area.width).saturating_sub(taken + 4);
-        let activity = activity.within(run.seconds_left, room);
-        title.push(Span::from(format!("{activity} ")));
-    }
+    let name = Span::from(format!(" {} ", run.name)).bold();
+    let state = Span::from(format!("{} ", run.state)).green();
+    let width = usize::from(area.width);
     let gauge = Gauge::default()
         .gauge_style(Style::new().fg(Color::Blue))
         .ratio(share_done(run))
         .label(progress(run));
     if is_tall {
-        let gauge = gauge.block(Block::bordered().title(Line::from(title)));
-        frame.render_widget(gauge, area);
-    } else {
-        let [line, bar] = Layout::vertical([1, 1].map(Length)).areas(area);
-        frame.render_widget(Paragraph::new(Line::from(title)), line);
-        frame.render_widget(gauge, bar);
+        let mut block = Block::bordered().title(Line::from(vec![name, state]));
+        if let Some(activity) = &run.activity {
+            let activity = fitted(activity, width.saturating_sub(4));
+            block = block.title_bottom(format!(" {activity} "));
+        }
+        frame.render_widget(gauge.block(block), area);
+        return;
     }
+    let line = match &run.activity {
+        None => vec![name, state],
+        Some(activity) => {
+            // What a running run does says that it runs.
+            let state = Some(state).filter(|_| run.state != State::Running);
+            let mut line = Vec::from_iter(iter::once(name).chain(state));
+            let taken: usize = line.iter().map(|span| span.content.chars().count()).sum();
+            line.push(Span::from(fitted(activity, width.saturating_sub(taken))));
+            line
+        }
+    };
+    let [top, bar] = Layout::vertical([1, 1].map(Length)).areas(area);
+    frame.render_widget(Paragraph::new(Line::from(line)), top);
+    frame.render_widget(gauge, bar);
+}
+
+/// What the process is doing, in at most this many columns. The gauge shows the run's time left. If there is too little
+/// room, the time that has passed is left out first.
+fn fitted(activity: &Progress, columns: usize) -> String {
+    let whole = activity.line(None);
+    if whole.chars().count() <= columns {
+        return whole;
+    }
+    let left = activity.seconds_left;
+    let left = left.map_or_else(String::new, |left| format!(", about {} left", rough(left)));
+    let brief = activity.count() + &left;
+    if brief.chars().count() <= columns {
+        return brief;
+    }
+    activity.within(None, columns)
 }
 
 /// Numbers of the last steps, and how the loss and the mean gap went. A tall terminal has them in other parts.

@@ -3,10 +3,10 @@
 
     first_minutes.py [--program DDK] [--seconds 300] [--window 2] CONFIG [DDK_OPTION ...]
 
-Starts `ddk train CONFIG` on a pseudo-terminal, and samples the bar, `/api/status` and the live page twice a second. In
-each window, each of them must show a phase, a count or an elapsed time that moves, and a time that is left. The script
-prints every window in which one of them does not, then a summary, and exits with 1 if there was one. It ends the run
-with SIGINT. Phases without any measured pace (the first moments of the process) are listed too."""
+Starts `ddk train CONFIG` on a pseudo-terminal, and samples the bar, `/api/status` and the live page several times a
+second. In each window, each of them must show a phase, a count or an elapsed time that moves, and a time that is left.
+The script prints every window in which one of them does not, and exits with 1 if there was one. It ends the run with
+SIGINT."""
 
 import argparse
 import fcntl
@@ -30,6 +30,10 @@ ACTIVITY = """
 const text = (id) => { const node = document.getElementById(id); return node && !node.hidden ? node.textContent : ''; };
 return [text('activity'), text('left'), text('state')];
 """
+
+
+# Seconds in which the program itself starts.
+GRACE = 3.0
 
 
 class Bar:
@@ -86,14 +90,19 @@ def of_text(text, more=""):
 
 
 def check(name, samples, window):
-    """Returns the windows in which there was no phase, nothing moved, or no rest was shown."""
-    faults, start = [], 0.0
+    """Returns the windows in which there was no phase, nothing moved, or no rest was shown. A window with fewer than
+    three samples says nothing: the machine was too busy to take them."""
+    faults, start = [], GRACE
     if not samples:
         return [(0.0, "no sample")]
     end = samples[-1][0]
     while start + window <= end:
         inside = [sample for at, sample in samples if start <= at < start + window]
         problems = []
+        if len(inside) < 3:
+            faults.append((start, None))
+            start += window / 2
+            continue
         if not any(phase for phase, _, _ in inside):
             problems.append("no phase")
         if len({str(moves) for _, moves, _ in inside}) < 2:
@@ -125,19 +134,23 @@ def main():
             bars.append((at, of_text(bar.line)))
             address = bar.address()
             if address:
+                status = ask(address)
+                answers.append((time.monotonic() - began, of_api(status)))
+                if status is None and bar.process.poll() is not None:
+                    break
                 if not is_open:
                     browser.open(address)
                     is_open = True
-                status = ask(address)
-                answers.append((time.monotonic() - began, of_api(status)))
                 activity, left, _ = browser.run(ACTIVITY)
                 pages.append((time.monotonic() - began, of_text(activity, left)))
                 if status and status.get("seconds_left"):
                     lefts.append(f"{at:6.1f} s: run {status['seconds_left']:.0f} s | {bar.line[-60:]} | {left}")
-            select.select([], [], [], 0.5)
+            select.select([], [], [], 0.25)
         if bar.process.poll() is None:
             bar.process.send_signal(signal.SIGINT)
             bar.process.wait()
+        elif bar.process.returncode:
+            sys.exit(f"ddk ended with {bar.process.returncode}:\n{bar.said[-2000:]}")
     faults = []
     for name, samples in (("bar", bars), ("api", answers), ("page", pages)):
         phases = []
@@ -149,8 +162,11 @@ def main():
         faults += check(name, samples, args.window)
     print("time left, as the API, the bar and the page showed it:")
     print("\n".join(lefts[:: max(1, len(lefts) // 20)]))
+    unseen = sum(problem is None for _, problem in faults)
+    faults = [(at, problem) for at, problem in faults if problem]
     for at, problem in faults:
         print(f"{at:6.1f} s: {problem}")
+    print(f"{unseen} windows had too few samples")
     if faults:
         sys.exit(1)
     print(f"every window of {args.window:g} s shows a phase, a movement and a time left")

@@ -144,7 +144,7 @@ def check_keyboard(browser):
             break
         check(browser.run(OUTLINE) == "solid", f"the focus at {reached[-1]} cannot be seen")
     check(reached[0] == "#main", f"the first stop is {reached[0]}")
-    wanted = ["#learning", "#domains", "#mixture", "#time", "#events", "domains-title", "/api/status"]
+    wanted = ["#learning", "#domains", "#mixture", "#time", "#events", "domains-title", "report", "api-status"]
     missing = [stop for stop in wanted if stop not in reached]
     check(not missing, f"Tab does not reach {missing}: {reached}")
     stuck = [stop for stop, after in zip(reached, reached[1:]) if stop == after]
@@ -175,6 +175,7 @@ def check_smoothing(browser):
     said = browser.run("return document.getElementById('smoothing-value').textContent")
     check(said == "0.95", f"the slider says {said}")
     check(browser.run("return localStorage.getItem('ddk-smoothing')") == "4", "the page forgets the smoothing")
+    browser.run(SMOOTH, 2)
 
 
 def check_sorting(browser):
@@ -201,6 +202,16 @@ def check_words(browser):
         check(said in text, f"'{said}' is not on the page")
     files = browser.run("return [...document.querySelectorAll('#files a')].map((link) => link.textContent)")
     check("run.jsonl" in files and "config.toml" in files, f"files: {files}")
+
+
+def check_samples(browser):
+    """Checks that the page shows what the models write, and that the student's text is of a later step than 0."""
+    shown = "return [...document.querySelectorAll('#texts dt')].map((name) => name.textContent)"
+    names = wait_for("a later text of the student", lambda: (said := browser.run(shown)) and len(said) == 3 and said)
+    check(names[:2] == ["teacher", "student, step 0"] and names[2].startswith("student, step "), f"texts of {names}")
+    texts = browser.run("return [...document.querySelectorAll('#texts q')].map((text) => text.textContent)")
+    check(all(texts), f"a text is empty: {texts}")
+    check(browser.run("return document.querySelector('#texts figcaption').textContent") == "The old", "no prompt")
 
 
 def check_many(browser, address):
@@ -276,6 +287,7 @@ def live(browser, address, out):
     check_smoothing(browser)
     check_sorting(browser)
     check_words(browser)
+    check_samples(browser)
     browser.open(address)
     wait_for("charts after a reload", lambda: is_drawn(browser))
     browser.picture(os.path.join(out, "live-light.png"))

@@ -25,6 +25,7 @@ mod deploy;
 mod device;
 mod extended;
 mod faults;
+mod formats;
 mod hub;
 mod interrupted;
 mod lanes;

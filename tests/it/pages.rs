@@ -52,7 +52,11 @@ fn a_browser_sees_a_run_live_and_ended_runs_side_by_side_needs_browser() {
     let world = World::new();
     world.succeed(&["train", "config.toml"]);
     many::write(&world.path().join("runs/many"));
-    let (run, live) = serving(&world, &FOR_EVER);
+    let prompts = [
+        "--set=samples.prompts=[\"The old\"]",
+        "--set=samples.max_tokens=8",
+    ];
+    let (run, live) = serving(&world, &[&FOR_EVER[..], &prompts].concat());
     let (server, runs) = serving(&world, &["serve", "runs", "--address", "127.0.0.1:0"]);
     let output = browse(
         "live_page.py",

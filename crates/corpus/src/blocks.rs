@@ -40,12 +40,12 @@ pub(crate) struct Found<T> {
 }
 
 /// Records with the numbers of their files.
-type Block<'a> = Vec<(usize, Raw<'a>)>;
+type Block = Vec<(usize, Raw)>;
 type Parsed<T> = Result<Vec<Found<T>>, CorpusError>;
 /// Where the result of a block will arrive.
 type Pending<T> = mpsc::Receiver<Parsed<T>>;
 /// A block, and where its result belongs.
-type Job<'a, T> = (Block<'a>, mpsc::SyncSender<Parsed<T>>);
+type Job<T> = (Block, mpsc::SyncSender<Parsed<T>>);
 
 impl Reading<'_> {
     /// Passes what `make` makes of each record to `each`, in file order, until `each` breaks. Calls `make` on all
@@ -98,11 +98,7 @@ fn threads() -> usize {
     set.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
-fn parse<T>(
-    block: Block<'_>,
-    domains: &[&DomainSource],
-    make: &impl Fn(Record) -> T,
-) -> Vec<Found<T>> {
+fn parse<T>(block: Block, domains: &[&DomainSource], make: &impl Fn(Record) -> T) -> Vec<Found<T>> {
     let mut all = Vec::with_capacity(block.len());
     for (file, raw) in block {
         let records = raw.parse(domains).into_iter();
@@ -119,13 +115,13 @@ fn parse<T>(
 struct Gone;
 
 /// The state of the reading thread.
-struct Sending<'a, T> {
+struct Sending<T> {
     order: mpsc::SyncSender<Pending<T>>,
-    jobs: mpsc::Sender<Job<'a, T>>,
+    jobs: mpsc::Sender<Job<T>>,
 }
 
-impl<'a, T> Sending<'a, T> {
-    fn send_all(self, reading: &'a Reading<'a>) -> Result<(), Gone> {
+impl<T> Sending<T> {
+    fn send_all(self, reading: &Reading<'_>) -> Result<(), Gone> {
         let Some(&source) = reading.domains.first() else {
             return Ok(());
         };
@@ -154,14 +150,14 @@ impl<'a, T> Sending<'a, T> {
         self.send(block)
     }
 
-    fn send(&self, block: Block<'a>) -> Result<(), Gone> {
+    fn send(&self, block: Block) -> Result<(), Gone> {
         let (reply, pending) = mpsc::sync_channel(1);
         self.order.send(pending).map_err(|_| Gone)?;
         self.jobs.send((block, reply)).map_err(|_| Gone)
     }
 
     /// Sends the records before an error, then the error.
-    fn fail(&self, block: Block<'a>, error: CorpusError) -> Result<(), Gone> {
+    fn fail(&self, block: Block, error: CorpusError) -> Result<(), Gone> {
         self.send(block)?;
         let (reply, pending) = mpsc::sync_channel(1);
         let _ = reply.send(Err(error));

@@ -1,14 +1,12 @@
 //! Renders conversations with a tokenizer's chat template, as transformers' `apply_chat_template` does.
 
 mod jinja;
-mod mask;
 mod messages;
 mod turns;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,8 +14,8 @@ use std::{
 use minijinja::{Environment, Value};
 use serde_json::{Map, Value as Json};
 
-use crate::{CorpusError, TokenizerFolder, documents::Document, quarantine::Unusable};
-pub(crate) use mask::masked;
+use crate::{CorpusError, TokenizerFolder, document::Document, quarantine::Unusable};
+use jinja::Rendered;
 use messages::Conversation;
 
 /// The name of the template for conversations without tools, and of the one for those with tools.
@@ -71,14 +69,6 @@ impl PartialEq for ChatTemplate {
     fn eq(&self, other: &Self) -> bool {
         self.hash == other.hash
     }
-}
-
-/// A rendered conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Rendered {
-    text: String,
-    /// The byte ranges that `{% generation %}` marks; `None` if the template has no such tag.
-    marked: Option<Vec<Range<usize>>>,
 }
 
 impl ChatTemplate {
@@ -179,6 +169,14 @@ impl ChatTemplate {
     /// Whether a text ends with a token that the tokenizer never splits.
     fn ends_with_token(&self, text: &str) -> bool {
         self.added_tokens.iter().any(|token| text.ends_with(token))
+    }
+
+    /// Returns a text without such a token at its end, and without the white space after that.
+    fn without_last_token<'a>(&self, text: &'a str) -> &'a str {
+        let trimmed = text.trim_end();
+        let tokens = self.added_tokens.iter();
+        let shorter = tokens.filter_map(|token| trimmed.strip_suffix(token.as_str()));
+        shorter.min_by_key(|rest| rest.len()).unwrap_or(text)
     }
 
     /// Renders messages. `generation_prompt`: append what comes before the assistant's next turn.

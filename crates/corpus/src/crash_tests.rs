@@ -69,6 +69,7 @@ fn options(place: &Path, folder: PathBuf, tokens: Option<u64>) -> PrepareOptions
             text: Template::field("text"),
             prompt: None,
             chat: None,
+            tokens: None,
             only: None,
             limits: Limits {
                 tokens,

@@ -1,28 +1,23 @@
-//! Reads the documents of a source one by one, never holding a whole file of records in memory.
+//! Makes documents of the records of a source, one by one.
 
-use std::{
-    fs::File,
-    io::{self, BufRead, BufReader, Read},
-    iter,
-    ops::Range,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::iter;
 
-use parquet::file::{reader::FileReader, serialized_reader::SerializedFileReader};
 use serde_json::Value;
 
 use crate::{
     CorpusError, DomainSource, FileFormat,
-    format::Compression,
+    document::Document,
+    format::is_data,
     quarantine::Unusable,
-    raw::{More, Raw, Raws},
+    raw::{Content, Input, More, Raw, Raws, strip_mark},
+    records,
     source::SourceFile,
     template::says,
 };
 
-/// A record: its text, or why it has none.
+/// A record: its document, or why it has none.
 pub(crate) struct Record {
-    /// The line or row, from 1.
+    /// The line or row, or the number of an element of a JSON array; from 1.
     pub(crate) line: u64,
     pub(crate) document: Result<Document, Unusable>,
     /// Whether the rest of the file cannot be read.
@@ -31,82 +26,10 @@ pub(crate) struct Record {
     pub(crate) more: Option<u64>,
 }
 
-/// What a document contains.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Document {
-    /// A text, split in two if the first part is a prompt.
-    Text {
-        prompt: Option<String>,
-        text: String,
-    },
-    /// A conversation that a chat template has rendered.
-    Conversation {
-        text: String,
-        /// Byte ranges that the loss learns, in order: the assistant's turns.
-        learned: Vec<Range<usize>>,
-        /// Whether some of the assistant's turns are not learned, because the template changes them later.
-        rewritten: bool,
-    },
-}
-
-impl Document {
-    pub(crate) fn bytes(&self) -> u64 {
-        let prompt = match self {
-            Self::Text { prompt, .. } => prompt.as_ref().map_or(0, String::len),
-            Self::Conversation { .. } => 0,
-        };
-        (prompt + self.text().len()) as u64
-    }
-
-    /// The text, without its prompt.
-    pub(crate) fn text(&self) -> &str {
-        match self {
-            Self::Text { text, .. } | Self::Conversation { text, .. } => text,
-        }
-    }
-
-    /// The prompt and the text.
-    pub(crate) fn into_whole_text(self) -> String {
-        match self {
-            Self::Text { prompt, text } => prompt.unwrap_or_default() + &text,
-            Self::Conversation { text, .. } => text,
-        }
-    }
-
-    /// Equal documents have equal hashes. The bytes 0xff and 0xfe occur in no text.
-    pub(crate) fn hash(&self) -> [u8; 16] {
-        let mut hasher = blake3::Hasher::new();
-        if let Self::Text {
-            prompt: Some(prompt),
-            ..
-        } = self
-        {
-            hasher.update(prompt.as_bytes());
-            hasher.update(&[0xff]);
-        }
-        hasher.update(self.text().as_bytes());
-        if let Self::Conversation { learned, .. } = self {
-            for range in learned {
-                hasher.update(&[0xfe]);
-                hasher.update(&(range.start as u64).to_le_bytes());
-                hasher.update(&(range.end as u64).to_le_bytes());
-            }
-        }
-        let mut hash = [0; 16];
-        hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
-        hash
-    }
-}
+pub(crate) use crate::raw::Passed;
 
 /// The records of a file, until the disk fails.
-type Records<'a> = Box<dyn Iterator<Item = Result<Record, CorpusError>> + 'a>;
-
-/// The largest zstd window that DDK accepts, as a power of two: 128 MiB, the default limit of the zstd tool. The
-/// decoder allocates what a file asks for, so a larger window could take all memory.
-const ZSTD_WINDOW_LOG: u32 = 27;
-
-/// Counts the bytes of files that were read. Several threads may look at it.
-pub(crate) type Passed = AtomicU64;
+type Records<'a> = Box<dyn Iterator<Item = Result<Record, CorpusError>> + Send + 'a>;
 
 /// Reads and parses the records of a file one by one.
 pub(crate) fn read<'a>(
@@ -120,263 +43,129 @@ pub(crate) fn read<'a>(
     Ok(Box::new(records))
 }
 
-/// Reads the records of a file one by one, without parsing them. Damage inside a compressed or Parquet file counts as
-/// an unusable record, the last one of the file. Adds the bytes of the file that were read to `passed`.
+/// Reads the records of a file one by one, without parsing them. Damage inside a file counts as an unusable record, the
+/// last one of the file. Adds the bytes of the file that were read to `passed`.
 pub(crate) fn raw<'a>(
     file: &'a SourceFile,
     source: &'a DomainSource,
     passed: Option<&'a Passed>,
 ) -> Result<Raws<'a>, CorpusError> {
-    let mut records: Raws<'a> = match file.format.records {
-        _ if !is_of(file, source) => Box::new(iter::empty()),
-        FileFormat::Parquet => read_parquet(file, passed)?,
-        FileFormat::Jsonl => read_lines(file, source, passed)?,
-        FileFormat::Text => Box::new(iter::once(read_whole(file, source, passed))),
-    };
-    let mut ended = false;
-    Ok(Box::new(iter::from_fn(move || {
-        let record = if ended { None } else { records.next() };
-        ended |= matches!(&record, Some(Ok(record)) if record.ends_file);
-        record
-    })))
+    if !is_of(file, source) {
+        return Ok(Box::new(iter::empty()));
+    }
+    records::read(Input {
+        file,
+        longest: source.limits.longest,
+        passed,
+    })
 }
 
-/// Whether a file is read for a source at all. A single-document file has no field to filter by, and no messages.
+/// Whether a file is read for a source at all. A single-document file and a file of token ids have no field to filter
+/// by, and no messages. Of Megatron's pairs, only the index is read by itself.
 pub(crate) fn is_of(file: &SourceFile, source: &DomainSource) -> bool {
-    let needs_records = source.only.is_some() || source.chat.is_some();
-    !needs_records || file.format.records != FileFormat::Text
+    let has_fields = !matches!(file.format.records, FileFormat::Text | FileFormat::Megatron);
+    let is_data = file.format.records == FileFormat::Megatron && is_data(&file.path);
+    let needs_fields = source.only.is_some() || source.chat.is_some();
+    (!needs_fields || has_fields) && !is_data
 }
 
 /// Maximum number of usable records in a file, without reading it; `None` if unknown.
 pub(crate) fn most_records(file: &SourceFile, source: &DomainSource) -> Option<u64> {
-    match (file.format.records, file.format.compression) {
-        _ if !is_of(file, source) => Some(0),
-        (FileFormat::Text, _) => Some(1),
-        (FileFormat::Jsonl, Compression::None) => {
-            Some(file.bytes.div_ceil(source.text.shortest_line()))
-        }
-        (FileFormat::Jsonl, _) => None,
-        (FileFormat::Parquet, _) => parquet_rows(file),
+    if is_of(file, source) {
+        records::most_records(file, source.shortest_line())
+    } else {
+        Some(0)
     }
 }
 
-/// A file that counts the bytes read from it.
-struct Counted<'a> {
-    file: File,
-    passed: Option<&'a Passed>,
-}
-
-impl Read for Counted<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(buffer)?;
-        if let Some(passed) = self.passed {
-            passed.fetch_add(count as u64, Ordering::Relaxed);
+impl More {
+    /// Maximum number of usable records that can follow; `None` if unknown.
+    fn records(self, source: &DomainSource) -> Option<u64> {
+        match self {
+            Self::Bytes(bytes) => Some(bytes.div_ceil(source.shortest_line())),
+            Self::Records(records) => Some(records),
+            Self::Unknown => None,
         }
-        Ok(count)
     }
 }
 
-fn open<'a>(
-    file: &SourceFile,
-    passed: Option<&'a Passed>,
-) -> Result<Box<dyn Read + 'a>, CorpusError> {
-    let failed = || CorpusError::io("read", &file.path);
-    let opened = File::open(&file.path).map_err(failed())?;
-    let opened = Counted {
-        file: opened,
-        passed,
-    };
-    Ok(match file.format.compression {
-        Compression::None => Box::new(opened),
-        Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(opened))),
-        Compression::Zstd => {
-            let mut decoder = zstd::Decoder::new(opened).map_err(failed())?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(failed())?;
-            Box::new(decoder)
-        }
-    })
-}
-
-/// Handles a read error: returns a disk error as an error, and damage in compressed data as an unusable record.
-fn broken<'a>(file: &SourceFile, line: u64, error: io::Error) -> Result<Raw<'a>, CorpusError> {
-    let reason = match file.format.compression {
-        Compression::None => return Err(CorpusError::io("read", &file.path)(error)),
-        // zstd's message for a window over the limit (ZSTD_error_frameParameter_windowTooLarge).
-        Compression::Zstd if error.to_string().contains("too much memory") => format!(
-            "its zstd window is over {} MiB: compress it again without --long or --ultra",
-            (1_u64 << ZSTD_WINDOW_LOG) >> 20
-        ),
-        _ => format!("the file is cut or damaged here: {error}"),
-    };
-    Ok(Raw::damage(line, reason))
-}
-
-fn read_whole<'a>(
-    file: &SourceFile,
-    source: &'a DomainSource,
-    passed: Option<&Passed>,
-) -> Result<Raw<'a>, CorpusError> {
-    let mut bytes = Vec::new();
-    let longest = source.limits.longest;
-    let room = longest.saturating_add(1 + UTF8_MARK.len() as u64);
-    if let Err(error) = open(file, passed)?.take(room).read_to_end(&mut bytes) {
-        return broken(file, 1, error);
+impl Raw {
+    /// Parses the record once, and returns it for each domain that it belongs to, with the domain's number.
+    pub(crate) fn parse(self, sources: &[&DomainSource]) -> Vec<(usize, Record)> {
+        let Self { line, more, .. } = self;
+        let record = |number: usize, document| {
+            let record = Record {
+                line,
+                document,
+                ends_file: self.ends_file,
+                more: more.records(sources[number]),
+            };
+            (number, record)
+        };
+        let value = match self.content {
+            Content::Json(bytes) => text(bytes).and_then(|text| parse(&text)),
+            Content::Row(value) => value(),
+            Content::Unusable(reason) => Err(reason),
+            // Domains that read a file together have the same limit.
+            Content::TooLong => Err(sources
+                .first()
+                .map_or_else(String::new, |of| over_the_limit(of))),
+            // Only one domain reads a file without fields.
+            Content::Whole(bytes) => {
+                let document = sources.first().map(|source| whole_text(bytes, source));
+                return Vec::from_iter(document.map(|of| record(0, of.map_err(Unusable::from))));
+            }
+            Content::Tokens(ids) => {
+                let document = sources.first().map(|source| of_ids(&ids, source));
+                return Vec::from_iter(document.map(|of| record(0, of.map_err(Unusable::from))));
+            }
+        };
+        let sources = sources.iter().enumerate();
+        let of_source = |(number, source): (usize, &&DomainSource)| {
+            let document = match &value {
+                Ok(value) if !source.takes(value) => return None,
+                Ok(value) => document(value, source),
+                Err(reason) => Err(reason.clone().into()),
+            };
+            Some(record(number, document))
+        };
+        sources.filter_map(of_source).collect()
     }
-    Ok(Raw::whole(bytes.len(), move || {
-        whole_text(bytes, source).map_err(Unusable::from)
-    }))
+}
+
+impl DomainSource {
+    /// Whether a record belongs to the domain.
+    fn takes(&self, record: &Value) -> bool {
+        let only = self.only.as_ref();
+        only.is_none_or(|(path, expected)| says(record, path, expected))
+    }
 }
 
 /// Turns a file's bytes into one document, or returns why it cannot.
-fn whole_text(mut bytes: Vec<u8>, source: &DomainSource) -> Result<Document, String> {
-    strip_mark(&mut bytes)?;
-    if let Some(place) = bytes.iter().position(|&byte| byte == 0) {
-        return Err(format!("a binary file, not text: byte {place} is zero"));
-    }
-    if bytes.len() as u64 > source.limits.longest {
+fn whole_text(bytes: Vec<u8>, source: &DomainSource) -> Result<Document, String> {
+    let is_over = |bytes: &[u8]| bytes.len() as u64 > source.limits.longest;
+    let bytes = without_mark(bytes)?;
+    if is_over(&bytes) {
         return Err(over_the_limit(source));
     }
     let text = text(bytes)?;
     usable(Document::Text { prompt: None, text }, source)
 }
 
-/// The byte-order mark that Windows programs put before UTF-8 text.
-const UTF8_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
-
-/// Removes a UTF-8 byte-order mark from the start of a file; refuses the marks of other encodings.
-fn strip_mark(bytes: &mut Vec<u8>) -> Result<(), String> {
-    if bytes.starts_with(&UTF8_MARK) {
-        bytes.drain(..UTF8_MARK.len());
+/// Removes a text file's byte-order mark, or returns why the file is no text.
+pub(crate) fn without_mark(mut bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+    strip_mark(&mut bytes)?;
+    match bytes.iter().position(|&byte| byte == 0) {
+        Some(place) => Err(format!("a binary file, not text: byte {place} is zero")),
+        None => Ok(bytes),
     }
-    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        return Err(
-            "UTF-16 by its byte-order mark: convert it to UTF-8, for example with `iconv -f UTF-16 -t UTF-8`"
-                .to_owned(),
-        );
-    }
-    Ok(())
 }
 
-fn read_lines<'a>(
-    file: &'a SourceFile,
-    source: &'a DomainSource,
-    passed: Option<&'a Passed>,
-) -> Result<Raws<'a>, CorpusError> {
-    let mut reader = BufReader::with_capacity(1 << 16, open(file, passed)?);
-    // A record is longer than its text. Do not even keep a line beyond this length.
-    let limit = source.limits.longest;
-    let longest = limit.saturating_mul(2).saturating_add(1 << 16);
-    let (mut lines, mut consumed) = (1.., 0_u64);
-    let mut next = move || {
-        for line in &mut lines {
-            let mut bytes = Vec::new();
-            let (length, too_long) = match read_line(&mut reader, longest, &mut bytes) {
-                Ok(read) => read,
-                Err(error) => return broken(file, line, error).map(Some),
-            };
-            if length == 0 {
-                break;
-            }
-            consumed += length;
-            if line == 1
-                && let Err(reason) = strip_mark(&mut bytes)
-            {
-                return Ok(Some(Raw::damage(line, reason)));
-            }
-            bytes.truncate(bytes.trim_ascii_end().len());
-            // A blank line is not a record.
-            if bytes.is_empty() {
-                continue;
-            }
-            let more = match file.format.compression {
-                Compression::None => More::Bytes(file.bytes.saturating_sub(consumed)),
-                _ => More::Unknown,
-            };
-            if too_long {
-                let reason = over_the_limit(source);
-                return Ok(Some(Raw::value(line, 0, more, move || Err(reason))));
-            }
-            let value = Raw::value(line, bytes.len(), more, move || {
-                text(bytes).and_then(|line| parse(&line))
-            });
-            return Ok(Some(value));
-        }
-        Ok(None)
+fn of_ids(ids: &[i64], source: &DomainSource) -> Result<Document, String> {
+    let Some(tokens) = &source.tokens else {
+        return Err("token ids, but the domain names no tokenizer that made them".to_owned());
     };
-    Ok(Box::new(iter::from_fn(move || next().transpose())))
-}
-
-/// Reads a line, but keeps at most `longest` bytes of it. Returns the length of the line in bytes, and whether it is
-/// too long.
-fn read_line(
-    reader: &mut impl BufRead,
-    longest: u64,
-    line: &mut Vec<u8>,
-) -> io::Result<(u64, bool)> {
-    let mut length = reader.by_ref().take(longest).read_until(b'\n', line)?;
-    let too_long = length as u64 == longest && line.last() != Some(&b'\n');
-    if too_long {
-        length += reader.skip_until(b'\n')?;
-    }
-    Ok((length as u64, too_long))
-}
-
-fn read_parquet<'a>(
-    file: &'a SourceFile,
-    passed: Option<&'a Passed>,
-) -> Result<Raws<'a>, CorpusError> {
-    let opened = File::open(&file.path).map_err(CorpusError::io("read", &file.path))?;
-    let damage = |line, error| Raw::damage(line, format!("the file is cut or damaged: {error}"));
-    let reader = match SerializedFileReader::new(opened) {
-        Ok(reader) => reader,
-        Err(error) => return Ok(Box::new(iter::once(Ok(damage(1, error))))),
-    };
-    let count = row_count(&reader);
-    let bytes_of_row = file.bytes / count.max(1);
-    let records = (1..).zip(reader).map(move |(line, row)| match row {
-        Ok(row) => {
-            if let Some(passed) = passed {
-                passed.fetch_add(bytes_of_row, Ordering::Relaxed);
-            }
-            let more = More::Records(count.saturating_sub(line));
-            let size = 4 * bytes_of_row as usize;
-            Raw::value(line, size, more, move || Ok(crate::parquet::record(&row)))
-        }
-        Err(error) => damage(line, error),
-    });
-    Ok(Box::new(records.map(Ok)))
-}
-
-/// Number of rows of a Parquet file, from its footer. A file without a footer counts as one unusable record.
-fn parquet_rows(file: &SourceFile) -> Option<u64> {
-    let reader = SerializedFileReader::new(File::open(&file.path).ok()?);
-    Some(reader.map_or(1, |reader| row_count(&reader)))
-}
-
-fn row_count(reader: &SerializedFileReader<File>) -> u64 {
-    reader.metadata().file_metadata().num_rows().unsigned_abs()
-}
-
-/// Makes a record of a value; `None` if it belongs to another domain.
-pub(crate) fn record(
-    line: u64,
-    value: Result<&Value, String>,
-    more: Option<u64>,
-    source: &DomainSource,
-) -> Option<Record> {
-    if let (Ok(value), Some((path, expected))) = (value.as_ref(), &source.only)
-        && !says(value, path, expected)
-    {
-        return None;
-    }
-    Some(Record {
-        line,
-        document: value
-            .map_err(Unusable::from)
-            .and_then(|value| document(value, source)),
-        ends_file: false,
-        more,
-    })
+    usable(tokens.of_ids(ids, Vec::new())?, source)
 }
 
 /// Returns the document of a record, or why it has none.
@@ -384,29 +173,34 @@ fn document(record: &Value, source: &DomainSource) -> Result<Document, Unusable>
     if let Some(chat) = &source.chat {
         return Ok(usable(chat.document(record)?, source)?);
     }
-    let prompt = source.prompt.as_ref().map(|prompt| prompt.fill(record));
+    let of_fields = || {
+        if let Some(tokens) = &source.tokens {
+            return tokens.of_record(record);
+        }
+        let prompt = source.prompt.as_ref().map(|prompt| prompt.fill(record));
+        let prompt = prompt.transpose()?;
+        let text = source.text.fill(record)?;
+        Ok(Document::Text { prompt, text })
+    };
     let fields = || Some(record.as_object()?.keys().cloned().collect());
-    let filled = prompt
-        .transpose()
-        .and_then(|prompt| Ok((prompt, source.text.fill(record)?)));
-    let (prompt, text) = filled.map_err(|reason| Unusable {
+    let document = of_fields().map_err(|reason| Unusable {
         reason,
         fields: fields().unwrap_or_default(),
     })?;
-    Ok(usable(Document::Text { prompt, text }, source)?)
+    Ok(usable(document, source)?)
 }
 
-fn text(bytes: Vec<u8>) -> Result<String, String> {
+pub(crate) fn text(bytes: Vec<u8>) -> Result<String, String> {
     String::from_utf8(bytes)
         .map_err(|error| format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
 }
 
-fn parse(line: &str) -> Result<Value, String> {
+pub(crate) fn parse(line: &str) -> Result<Value, String> {
     serde_json::from_str(line).map_err(|error| format!("not JSON: {error}"))
 }
 
 fn usable(document: Document, source: &DomainSource) -> Result<Document, String> {
-    if document.text().trim().is_empty() {
+    if document.is_empty() {
         Err("empty".to_owned())
     } else if document.bytes() > source.limits.longest {
         Err(over_the_limit(source))

@@ -138,6 +138,24 @@ pub enum CorpusError {
         /// What is wrong.
         reason: String,
     },
+    /// A domain of token ids that another tokenizer made.
+    #[error(
+        "domain `{domain}`: its ids were made by another tokenizer: {}, but the corpus has {}",
+        with_hash(theirs, theirs_hash),
+        with_hash(ours, ours_hash)
+    )]
+    OtherTokenizer {
+        /// The domain.
+        domain: String,
+        /// The folder of the tokenizer that made the ids.
+        theirs: PathBuf,
+        /// BLAKE3 of its tokenizer.json.
+        theirs_hash: String,
+        /// The folder of the corpus's tokenizer.
+        ours: PathBuf,
+        /// BLAKE3 of its tokenizer.json.
+        ours_hash: String,
+    },
     /// Two tokenizers that assign one id to different tokens.
     #[error("the tokenizers of {} and {} differ: {difference}", one.display(), other.display())]
     TokenizersDiffer {
@@ -148,6 +166,12 @@ pub enum CorpusError {
         /// The first difference.
         difference: String,
     },
+}
+
+/// The folder as an error names it, with the start of a hash.
+fn with_hash(folder: &Path, hash: &str) -> String {
+    let start = hash.get(..16).unwrap_or(hash);
+    format!("{} (tokenizer.json {start})", folder.display())
 }
 
 fn refused(count: usize, files: &[(PathBuf, String)]) -> String {

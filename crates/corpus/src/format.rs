@@ -3,7 +3,7 @@
 //! A file read in the wrong format would train a model on the wrong text without an error. DDK therefore refuses
 //! unknown names, and the reason says what to do.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,8 +14,18 @@ use serde::{Deserialize, Serialize};
 pub enum FileFormat {
     /// JSON Lines: each line is a record.
     Jsonl,
+    /// JSON: each element of an array is a record, or each object of several.
+    Json,
     /// Apache Parquet: each row is a record.
     Parquet,
+    /// Arrow IPC (file or stream format): each row is a record.
+    Arrow,
+    /// Comma-separated values with a row of column names: each row is a record.
+    Csv,
+    /// Tab-separated values with a row of column names: each row is a record.
+    Tsv,
+    /// Megatron's indexed datasets (`.idx` and `.bin`): token ids.
+    Megatron,
     /// The whole file is one document.
     Text,
 }
@@ -75,17 +85,13 @@ const OTHER_COMPRESSIONS: &[&str] = &[
 /// Returns the format of a file by its name, or why DDK refuses the file and what to do. `given` is the domain's
 /// `format`: it overrides the extension, but not the compression.
 pub(crate) fn decide(path: &Path, given: Option<FileFormat>) -> Result<Format, String> {
-    let (compression, inner) = match extension(path) {
+    let (compression, inner) = match extension(path).as_deref() {
         Some("gz") => (Compression::Gzip, path.with_extension("")),
         Some("zst") => (Compression::Zstd, path.with_extension("")),
         _ => (Compression::None, path.to_owned()),
     };
     for extension in [extension(path), extension(&inner)].into_iter().flatten() {
-        let lower = extension.to_ascii_lowercase();
-        if lower != extension && ["gz", "zst"].contains(&&*lower) {
-            return Err(other_case(extension, &lower));
-        }
-        if OTHER_COMPRESSIONS.contains(&&*lower) {
+        if OTHER_COMPRESSIONS.contains(&&*extension) {
             return Err(format!(
                 "`.{extension}` files are not read: unpack them; only `.gz` and `.zst` are read compressed"
             ));
@@ -95,8 +101,15 @@ pub(crate) fn decide(path: &Path, given: Option<FileFormat>) -> Result<Format, S
         Some(given) => given,
         None => by_name(&inner)?,
     };
-    if records == FileFormat::Parquet && compression != Compression::None {
-        return Err("Parquet files are already compressed inside: unpack this one".to_owned());
+    match (records, compression) {
+        (_, Compression::None) => {}
+        (FileFormat::Parquet, _) => {
+            return Err("Parquet files are already compressed inside: unpack this one".to_owned());
+        }
+        (FileFormat::Megatron, _) => {
+            return Err("Megatron's files are not read compressed: unpack this one".to_owned());
+        }
+        _ => {}
     }
     Ok(Format {
         records,
@@ -114,34 +127,55 @@ fn by_name(path: &Path) -> Result<FileFormat, String> {
             Err("it has no extension that tells its format".to_owned())
         };
     };
-    let lower = extension.to_ascii_lowercase();
-    let problem = match (extension, &*lower) {
-        ("jsonl", _) => return Ok(FileFormat::Jsonl),
-        ("parquet", _) => return Ok(FileFormat::Parquet),
-        (_, text) if TEXT_EXTENSIONS.contains(&text) => return Ok(FileFormat::Text),
-        (_, "jsonl" | "parquet") => return Err(other_case(extension, &lower)),
-        (_, "json") => {
-            "files are not read as records: convert it to JSON Lines (.jsonl), for example with `jq -c '.[]'`"
+    Ok(match &*extension {
+        "jsonl" | "ndjson" | "jsonlines" | "ldjson" => FileFormat::Jsonl,
+        "json" => FileFormat::Json,
+        "parquet" => FileFormat::Parquet,
+        "arrow" | "feather" | "ipc" => FileFormat::Arrow,
+        "csv" => FileFormat::Csv,
+        "tsv" => FileFormat::Tsv,
+        text if TEXT_EXTENSIONS.contains(&text) => FileFormat::Text,
+        "idx" | "bin" => {
+            return Err(format!(
+                "`.{extension}` is no known extension: for Megatron's indexed data, set `format = \"megatron\"` and \
+                 `tokenizer` in the domain's table"
+            ));
         }
-        (_, "ndjson" | "jsonlines" | "ldjson") => {
-            "files are not read as records: rename it to `.jsonl` if each line is one JSON object"
+        _ => {
+            return Err(format!(
+                "`.{extension}` is not a known extension of records, text or source code"
+            ));
         }
-        (_, "csv" | "tsv") => {
-            "files are not read as records: convert its rows to JSON Lines (.jsonl) or Parquet"
-        }
-        _ => "is not a known extension of records, text or source code",
+    })
+}
+
+/// The part after the last dot, in lowercase, if it is UTF-8. Any other name is refused like one without an extension.
+fn extension(path: &Path) -> Option<String> {
+    Some(path.extension()?.to_str()?.to_ascii_lowercase())
+}
+
+/// The name of a file without its extensions of format and compression.
+pub(crate) fn stem(path: &Path) -> PathBuf {
+    let inner = match extension(path).as_deref() {
+        Some("gz" | "zst") => path.with_extension(""),
+        _ => path.to_owned(),
     };
-    Err(format!("`.{extension}` {problem}"))
+    PathBuf::from(inner.file_stem().unwrap_or_default())
 }
 
-/// The part after the last dot, if it is UTF-8. Any other name is refused like one without an extension.
-fn extension(path: &Path) -> Option<&str> {
-    path.extension()?.to_str()
+/// Whether a file of a Megatron pair holds the tokens, not the index.
+pub(crate) fn is_data(path: &Path) -> bool {
+    let extension = path.extension();
+    extension.is_some_and(|extension| extension.eq_ignore_ascii_case("bin"))
 }
 
-/// Extensions of records must match exactly, while text matches in any letter case.
-fn other_case(extension: &str, lower: &str) -> String {
-    format!("`.{extension}` is not `.{lower}`: rename it to end in `.{lower}`")
+/// Returns the index and the data file of a Megatron pair, whichever of both is given.
+pub(crate) fn pair(path: &Path) -> [PathBuf; 2] {
+    if is_data(path) {
+        [path.with_extension("idx"), path.to_owned()]
+    } else {
+        [path.to_owned(), path.with_extension("bin")]
+    }
 }
 
 #[cfg(test)]
@@ -155,12 +189,23 @@ mod tests {
     #[test]
     fn known_names_have_one_format() {
         use Compression::{Gzip, None, Zstd};
-        use FileFormat::{Jsonl, Parquet, Text};
+        use FileFormat::{Arrow, Csv, Json, Jsonl, Parquet, Text, Tsv};
         for (name, expected) in [
             ("a.jsonl", (Jsonl, None)),
             ("a.b.jsonl.gz", (Jsonl, Gzip)),
             ("d.json/a.jsonl.zst", (Jsonl, Zstd)),
+            ("A.JSONL.GZ", (Jsonl, Gzip)),
+            ("a.ndjson", (Jsonl, None)),
+            ("a.jsonlines", (Jsonl, None)),
+            ("a.json", (Json, None)),
+            ("a.Json.Zst", (Json, Zstd)),
             ("a.parquet", (Parquet, None)),
+            ("a.Parquet", (Parquet, None)),
+            ("a.arrow", (Arrow, None)),
+            ("a.feather", (Arrow, None)),
+            ("a.ipc.gz", (Arrow, Gzip)),
+            ("a.csv", (Csv, None)),
+            ("a.tsv.zst", (Tsv, Zstd)),
             ("a.txt", (Text, None)),
             ("a.TXT", (Text, None)),
             ("a.py.zst", (Text, Zstd)),
@@ -177,21 +222,12 @@ mod tests {
     #[test]
     fn unknown_names_are_refused_with_what_to_do() {
         for (name, said) in [
-            ("a.json", "JSON Lines"),
-            ("a.json.gz", "JSON Lines"),
-            ("a.JSON", "JSON Lines"),
-            ("a.ndjson", "rename it to `.jsonl`"),
-            ("a.csv", "convert its rows"),
-            ("a.tsv.zst", "convert its rows"),
-            ("a.JSONL", "rename it to end in `.jsonl`"),
-            ("a.Jsonl.gz", "rename it to end in `.jsonl`"),
-            ("a.Parquet", "rename it to end in `.parquet`"),
-            ("a.jsonl.GZ", "rename it to end in `.gz`"),
             ("a.jsonl.bz2", "only `.gz` and `.zst`"),
             ("a.tar.gz", "`.tar` files are not read"),
             ("a.parquet.gz", "compressed inside"),
             ("a.pdf", "`.pdf` is not a known extension"),
             ("a.xml", "`.xml` is not a known extension"),
+            ("a.bin", "format = \"megatron\""),
             ("a.gz", "no extension"),
             ("shard-00001", "no extension"),
             (".DS_Store", "no extension"),
@@ -216,6 +252,19 @@ mod tests {
         assert_eq!(gzipped.compression, Compression::Gzip);
         assert!(decide(Path::new("a.json.bz2"), Some(FileFormat::Jsonl)).is_err());
         assert!(decide(Path::new("a.parquet.gz"), Some(FileFormat::Parquet)).is_err());
+        assert!(decide(Path::new("a.idx.gz"), Some(FileFormat::Megatron)).is_err());
+    }
+
+    #[test]
+    fn a_stem_has_no_extension_of_format_or_compression() {
+        for (name, expected) in [
+            ("humaneval.jsonl.gz", "humaneval"),
+            ("d/A.JSONL.ZST", "A"),
+            ("v1.0.csv", "v1.0"),
+            ("LICENSE", "LICENSE"),
+        ] {
+            assert_eq!(stem(Path::new(name)), Path::new(expected));
+        }
     }
 
     #[test]

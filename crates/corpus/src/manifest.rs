@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    CorpusError, DomainSource, FileFormat, Limits, PrepareOptions, Template, TokenizerFolder,
+    CorpusError, DomainSource, FileFormat, Limits, PrepareOptions, Template, TokenSource,
+    TokenizerFolder,
     source::{SourceFile, Use},
 };
 
@@ -70,6 +71,9 @@ pub(crate) struct MadeFrom {
     pub(crate) prompt: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) chat: Option<MadeFromChat>,
+    /// The field that holds token ids. Manifests of texts do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tokens: Option<String>,
     pub(crate) only: Option<(String, String)>,
     pub(crate) limits: Limits,
     /// The seed that chooses documents; `None` if no limit needs it.
@@ -96,6 +100,9 @@ impl MadeFrom {
         domain: &DomainSource,
         tokenizer: &TokenizerFolder,
     ) -> Result<Self, CorpusError> {
+        if let Some(tokens) = &domain.tokens {
+            check_tokenizer(&domain.name, tokens, tokenizer)?;
+        }
         let source = |template: &Template| template.source().to_owned();
         Ok(Self {
             sources: domain.expand(&domain.files)?,
@@ -108,6 +115,7 @@ impl MadeFrom {
                 tools: chat.tools.clone(),
                 template_hash: chat.template.hash().to_owned(),
             }),
+            tokens: domain.tokens_field().cloned(),
             only: domain.only.clone(),
             limits: domain.limits,
             seed: domain.limits.chooses().then_some(options.seed),
@@ -149,6 +157,7 @@ impl MadeFrom {
             ("messages_field or tools_field", self.chat != now.chat),
             ("text_template or text_field", self.text != now.text),
             ("prompt_template", self.prompt != now.prompt),
+            ("tokens_field", self.tokens != now.tokens),
             ("filter_field or filter_value", self.only != now.only),
             (
                 "max_bytes, max_documents, max_tokens, min_document_bytes or max_document_bytes",
@@ -178,6 +187,25 @@ impl MadeFrom {
     }
 }
 
+/// Checks that the tokenizer that made a domain's ids is the corpus's.
+fn check_tokenizer(
+    domain: &str,
+    tokens: &TokenSource,
+    corpus: &TokenizerFolder,
+) -> Result<(), CorpusError> {
+    let theirs_hash = TokenizerFolder::hash_file(&tokens.tokenizer)?;
+    if theirs_hash == corpus.file_hash() {
+        return Ok(());
+    }
+    Err(CorpusError::OtherTokenizer {
+        domain: domain.to_owned(),
+        theirs: tokens.tokenizer.clone(),
+        theirs_hash,
+        ours: corpus.folder().to_owned(),
+        ours_hash: corpus.file_hash().to_owned(),
+    })
+}
+
 fn files_differ(then: &[SourceFile], now: &[SourceFile]) -> Option<String> {
     for source in now {
         match then.iter().find(|old| old.path == source.path) {
@@ -196,7 +224,8 @@ fn files_differ(then: &[SourceFile], now: &[SourceFile]) -> Option<String> {
 impl Manifest {
     /// Whether its documents have a loss mask.
     pub(crate) fn is_masked(&self) -> bool {
-        self.made_from.prompt.is_some() || self.made_from.chat.is_some()
+        let from = &self.made_from;
+        from.prompt.is_some() || from.chat.is_some() || from.tokens.is_some()
     }
 
     /// Reads the manifest of a prepared domain; `None` if there is none.

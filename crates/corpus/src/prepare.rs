@@ -41,9 +41,9 @@ pub struct DomainReport {
 
 /// Prepares the domains that are missing or stale (with `force`, all of them) and reports on each domain.
 ///
-/// It reads domains that a field tells apart together. It writes a domain to a folder beside the final one, and renames that folder once it is complete and durable. After
-/// an interruption, the next call resumes with what was written. If another process is preparing in the same folder,
-/// the call waits for it.
+/// It reads domains that a field tells apart together. It writes a domain to a folder beside the final one, and renames
+/// that folder once it is complete and durable. After an interruption, the next call resumes with what was written. If
+/// another process is preparing in the same folder, the call waits for it.
 ///
 /// # Errors
 /// If a source cannot be used, holds too many bad records or holds too little text. Also if a prepared file cannot be

@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    CorpusError, DomainSource, FileFormat, Quarantined, Template,
-    documents::{Document, read},
-    error::having,
+    CorpusError, DomainSource, FileFormat, Quarantined, Template, document::Document,
+    documents::read, error::having,
 };
 
 /// Maximum number of records in a sample.
@@ -98,8 +97,8 @@ pub fn sample(source: &DomainSource) -> Result<FirstRecords, CorpusError> {
 pub fn first_document(source: &DomainSource) -> Result<Option<String>, CorpusError> {
     for file in source.expand(&source.files)? {
         for record in read(&file, source)? {
-            if let Ok(document) = record?.document {
-                return Ok(Some(document.into_whole_text()));
+            if let Some(text) = record?.document.ok().and_then(Document::into_whole_text) {
+                return Ok(Some(text));
             }
         }
     }
@@ -115,13 +114,14 @@ pub fn field_values(source: &DomainSource, path: &str) -> Result<Vec<String>, Co
         text: Template::field(path),
         prompt: None,
         chat: None,
+        tokens: None,
         ..source.clone()
     };
     let mut values = BTreeSet::new();
     for file in by_field.expand(&by_field.files)? {
         if file.format.records != FileFormat::Text {
             for record in read(&file, &by_field)? {
-                values.extend(record?.document.ok().map(Document::into_whole_text));
+                values.extend(record?.document.ok().and_then(Document::into_whole_text));
             }
         }
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Chat, CorpusError, FileFormat, Template,
-    format::{Format, decide},
+    format::{Format, decide, pair},
 };
 
 /// Where a domain's text comes from.
@@ -19,9 +19,9 @@ use crate::{
 pub struct DomainSource {
     /// The domain's name.
     pub name: String,
-    /// Files, folders (searched recursively) or globs. Each `.jsonl` line and each `.parquet` row is a record; a file
+    /// Files, folders (searched recursively) or globs. Files of JSON, Parquet, Arrow, CSV and TSV hold records; a file
     /// with an extension of text or source code is one document. All but Parquet may be compressed: `.gz`, `.zst`.
-    /// DDK refuses other files. It skips hidden files unless they are named.
+    /// DDK refuses other files. It skips hidden files and the description of a data set unless they are named.
     pub files: Vec<String>,
     /// Files of validation documents. If there are none, documents are set aside by a hash of their content.
     pub validation_files: Vec<String>,
@@ -33,10 +33,23 @@ pub struct DomainSource {
     pub prompt: Option<Template>,
     /// How the records are conversations; `text` and `prompt` then have no effect.
     pub chat: Option<Chat>,
+    /// Where the tokens come from, if others made them. The templates are then unused.
+    pub tokens: Option<TokenSource>,
     /// Field and value: only records whose field has this value belong to the domain.
     pub only: Option<(String, String)>,
     /// Limits on the text that DDK uses.
     pub limits: Limits,
+}
+
+/// Where a domain's tokens come from, if others made them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenSource {
+    /// The field of a record that holds the list of ids; `None` for Megatron's indexed datasets.
+    pub field: Option<String>,
+    /// The folder of the tokenizer that made the ids. Its `tokenizer.json` must equal the corpus's.
+    pub tokenizer: PathBuf,
+    /// Number of ids of the corpus's tokenizer. A record with another id is unusable.
+    pub vocabulary: usize,
 }
 
 /// Limits on the text that DDK uses of a domain.
@@ -128,9 +141,30 @@ impl DomainSource {
                 });
             }
         }
+        if self.format == Some(FileFormat::Megatron) {
+            paths = paths.iter().flat_map(|path| pair(path)).collect();
+        }
         paths.sort();
         paths.dedup();
         self.with_formats(paths)
+    }
+
+    /// Whether its documents may have tokens that need not be predicted.
+    pub(crate) fn is_masked(&self) -> bool {
+        self.prompt.is_some() || self.chat.is_some() || self.tokens_field().is_some()
+    }
+
+    /// The field that holds token ids.
+    pub(crate) fn tokens_field(&self) -> Option<&String> {
+        self.tokens.as_ref()?.field.as_ref()
+    }
+
+    /// Minimum bytes of a line that holds a usable record of JSON, including the line break.
+    pub(crate) fn shortest_line(&self) -> u64 {
+        match self.tokens_field() {
+            Some(field) => Template::field(field).shortest_line(),
+            None => self.text.shortest_line(),
+        }
     }
 
     /// Pairs each file with its format. Checks all files before any is read, so that one error covers all refused
@@ -157,7 +191,7 @@ impl DomainSource {
 }
 
 impl SourceFile {
-    fn of(path: PathBuf, format: Format) -> Result<Self, CorpusError> {
+    pub(crate) fn of(path: PathBuf, format: Format) -> Result<Self, CorpusError> {
         let metadata = fs::metadata(&path).map_err(CorpusError::io("read", &path))?;
         let modified = metadata
             .modified()
@@ -173,7 +207,22 @@ impl SourceFile {
     }
 }
 
-/// Collects a file, or all files below a folder except hidden ones.
+/// Files that describe a data set of Hugging Face and hold no records.
+const DESCRIPTIONS: [&str; 3] = [
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+];
+
+/// Whether a file in a folder describes a data set.
+pub(crate) fn is_description(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // `datasets` writes the state of a data set beside its description.
+    let is_state = name == "state.json" && path.with_file_name(DESCRIPTIONS[0]).exists();
+    is_state || DESCRIPTIONS.contains(&&*name)
+}
+
+/// Collects a file, or all files below a folder except hidden ones and descriptions of data sets.
 fn walk(path: &Path, found: &mut Vec<PathBuf>) -> Result<(), CorpusError> {
     if path.is_file() {
         found.push(path.to_owned());
@@ -182,8 +231,9 @@ fn walk(path: &Path, found: &mut Vec<PathBuf>) -> Result<(), CorpusError> {
     let failed = || CorpusError::io("read", path);
     for entry in fs::read_dir(path).map_err(failed())? {
         let entry = entry.map_err(failed())?;
-        if !entry.file_name().to_string_lossy().starts_with('.') {
-            walk(&entry.path(), found)?;
+        let path = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with('.') && !is_description(&path) {
+            walk(&path, found)?;
         }
     }
     Ok(())

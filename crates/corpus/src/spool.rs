@@ -290,7 +290,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("entries");
         let mut expected: Vec<Entry> = (0..3000).map(entry).collect();
-        expected.sort_by(|a, b| (a.key, a.number).cmp(&(b.key, b.number)));
+        expected.sort_by_key(|entry| (entry.key, entry.number));
         for limit in [1, 7, 1000, 2999, 3000, 5000] {
             let mut entries = Entries::new(&path, limit);
             // Not in the order of their numbers.

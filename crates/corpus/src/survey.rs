@@ -213,7 +213,8 @@ impl<'a> Surveying<'a> {
                 quarantine: self.quarantine,
             });
         } else if self.documents == 1 {
-            "has only one document, and validation needs another one (files of records end in .jsonl or .parquet)"
+            "has only one document, and validation needs another one (a file of records, such as .jsonl, holds many; \
+             see docs/corpora.md)"
         } else {
             "has no validation document: add files, or raise corpus.validation_fraction"
         };

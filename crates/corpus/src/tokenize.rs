@@ -13,7 +13,8 @@ use std::{
 use crate::{
     CorpusError, PrepareOptions, PreparePhase, Progress, TokenizerFolder,
     blocks::Reading,
-    documents::{Document, Passed, Record},
+    document::Document,
+    documents::{Passed, Record},
     group::Group,
     manifest::Manifest,
     source::{SourceFile, Use},
@@ -92,6 +93,9 @@ pub(crate) fn tokenize(
 const PASSED_OVER: u64 = 64;
 /// Amount of text, in multiples of `batch_bytes`, that waits in the batches of all domains together.
 const WAITING: u64 = 8;
+/// Bytes that a document takes besides its text, at least. They count toward the size of a batch, so that batches of
+/// short documents do not take much more memory than others.
+const OVERHEAD: u64 = 64;
 
 type Sender = mpsc::SyncSender<Result<(usize, Batch), CorpusError>>;
 
@@ -114,7 +118,7 @@ struct Batched<'a> {
     end: u64,
     end_of_validation: u64,
     batch: Batch,
-    /// Bytes of the documents in the batch.
+    /// Bytes of the documents in the batch, with their overhead.
     size: u64,
     done: bool,
 }
@@ -154,7 +158,7 @@ impl<'a> Batched<'a> {
                 return Err(changed(file));
             }
             if usage == Use::Validation || (usage == Use::Train && !full) {
-                self.size += document.bytes();
+                self.size += document.bytes() + OVERHEAD;
                 self.batch.documents.push((document, usage));
             }
         }

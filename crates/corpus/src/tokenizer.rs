@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::{CorpusError, chat::masked, documents::Document};
+use crate::{CorpusError, document::Document, mask::masked};
 
 /// Texts that compatible tokenizers encode alike: letters, digits, white space, code, scripts, emoji.
 const PROBES: [&str; 8] = [
@@ -32,6 +32,15 @@ pub(crate) struct EncodedDocument {
     pub(crate) masked: Vec<Range<u64>>,
 }
 
+/// How a document's tokens come about.
+enum Form {
+    Text,
+    /// A prompt and a text.
+    Prompted,
+    Conversation,
+    Encoded(EncodedDocument),
+}
+
 /// A tokenizer and its end token, loaded from a model's folder.
 #[derive(Debug, Clone)]
 pub struct TokenizerFolder {
@@ -40,6 +49,7 @@ pub struct TokenizerFolder {
     end_token: u32,
     vocabulary: usize,
     hash: String,
+    file_hash: String,
 }
 
 impl TokenizerFolder {
@@ -54,13 +64,7 @@ impl TokenizerFolder {
             path: folder.to_owned(),
             reason,
         };
-        let path = folder.join("tokenizer.json");
-        if !path.exists() {
-            return Err(wrong(
-                "there is no tokenizer.json in this folder".to_owned(),
-            ));
-        }
-        let bytes = fs::read(&path).map_err(CorpusError::io("read", &path))?;
+        let bytes = read_file(folder)?;
         let mut tokenizer = Tokenizer::from_bytes(&bytes)
             .map_err(|error| wrong(format!("tokenizer.json cannot be used: {error}")))?;
         // A saved tokenizer may include truncation and padding settings, but documents are encoded whole.
@@ -97,7 +101,13 @@ impl TokenizerFolder {
             end_token,
             vocabulary,
             hash: hasher.finalize().to_hex().to_string(),
+            file_hash: blake3::hash(&bytes).to_hex().to_string(),
         })
+    }
+
+    /// Hash of a folder's `tokenizer.json`.
+    pub(crate) fn hash_file(folder: &Path) -> Result<String, CorpusError> {
+        Ok(blake3::hash(&read_file(folder)?).to_hex().to_string())
     }
 
     /// Its folder.
@@ -120,6 +130,11 @@ impl TokenizerFolder {
         &self.hash
     }
 
+    /// Hash of its `tokenizer.json`.
+    pub(crate) fn file_hash(&self) -> &str {
+        &self.file_hash
+    }
+
     /// Bytes per token in a file: 2 if every id fits, otherwise 4.
     pub(crate) fn token_bytes(&self) -> usize {
         if self.vocabulary <= 1 << 16 { 2 } else { 4 }
@@ -131,6 +146,8 @@ impl TokenizerFolder {
     /// ends each document with the end token. A prompt is encoded separately from the text after it.
     ///
     /// Conversations: adds no token, because their template writes all of them.
+    ///
+    /// Documents that others tokenized: changes only the end, which becomes the end token.
     pub(crate) fn encode_documents(
         &self,
         documents: Vec<Document>,
@@ -138,50 +155,54 @@ impl TokenizerFolder {
         // The texts that documents start with, and the texts after a prompt.
         let (mut starts, mut rests) = (Vec::new(), Vec::new());
         let (mut chats, mut all_learned) = (Vec::new(), Vec::new());
-        let mut kinds = Vec::with_capacity(documents.len());
+        let mut forms = Vec::with_capacity(documents.len());
         for document in documents {
-            match document {
-                Document::Text { prompt, text } => {
-                    kinds.push(Kind::Text {
-                        has_prompt: prompt.is_some(),
-                    });
-                    match prompt {
-                        Some(prompt) => {
-                            starts.push(prompt);
-                            rests.push(text);
-                        }
-                        None => starts.push(text),
-                    }
+            forms.push(match document {
+                Document::Text { prompt: None, text } => {
+                    starts.push(text);
+                    Form::Text
+                }
+                Document::Text {
+                    prompt: Some(prompt),
+                    text,
+                } => {
+                    starts.push(prompt);
+                    rests.push(text);
+                    Form::Prompted
                 }
                 Document::Conversation { text, learned, .. } => {
-                    kinds.push(Kind::Conversation);
                     chats.push(text);
                     all_learned.push(learned);
+                    Form::Conversation
                 }
-            }
+                Document::Tokens { ids, masked } => Form::Encoded(EncodedDocument {
+                    tokens: ids,
+                    masked,
+                }),
+            });
         }
         let mut starts = self.encode_batch(starts, true)?.into_iter();
         let mut rests = self.encode_batch(rests, false)?.into_iter();
         let mut chats = self.encode_chats(chats, all_learned)?.into_iter();
         let lost = || self.failed(&"it returned fewer encodings than texts");
-        let join = |kind| match kind {
-            Kind::Text { has_prompt } => {
-                let mut tokens = starts.next().ok_or_else(lost)?;
-                let mut masked = Vec::new();
-                if has_prompt {
+        let join = |form: Form| {
+            let (mut tokens, masked) = match form {
+                Form::Conversation => return chats.next().ok_or_else(lost),
+                Form::Encoded(document) => (document.tokens, document.masked),
+                Form::Text => (starts.next().ok_or_else(lost)?, Vec::new()),
+                Form::Prompted => {
+                    let mut tokens = starts.next().ok_or_else(lost)?;
                     self.strip_end(&mut tokens);
-                    if !tokens.is_empty() {
-                        masked.push(0..tokens.len() as u64);
-                    }
-                    tokens.extend(rests.next().unwrap_or_default());
+                    let prompt = 0..tokens.len() as u64;
+                    tokens.extend(rests.next().ok_or_else(lost)?);
+                    (tokens, Vec::from_iter((prompt.end > 0).then_some(prompt)))
                 }
-                self.strip_end(&mut tokens);
-                tokens.push(self.end_token);
-                Ok(EncodedDocument { tokens, masked })
-            }
-            Kind::Conversation => chats.next().ok_or_else(lost),
+            };
+            self.strip_end(&mut tokens);
+            tokens.push(self.end_token);
+            Ok(EncodedDocument { tokens, masked })
         };
-        kinds.into_iter().map(join).collect()
+        forms.into_iter().map(join).collect()
     }
 
     fn encode_chats(
@@ -324,12 +345,6 @@ impl TokenizerFolder {
     }
 }
 
-/// What a document holds, without the texts.
-enum Kind {
-    Text { has_prompt: bool },
-    Conversation,
-}
-
 /// The named tokens of transformers.
 const NAMED_TOKENS: [&str; 7] = [
     "bos_token",
@@ -349,6 +364,17 @@ fn json(folder: &Path, name: &str) -> Option<Value> {
 /// The text of a token in `tokenizer_config.json`: a string, or an object with its content.
 fn token_text(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
+}
+
+fn read_file(folder: &Path) -> Result<Vec<u8>, CorpusError> {
+    let path = folder.join("tokenizer.json");
+    if !path.exists() {
+        return Err(CorpusError::Tokenizer {
+            path: folder.to_owned(),
+            reason: "there is no tokenizer.json in this folder".to_owned(),
+        });
+    }
+    fs::read(&path).map_err(CorpusError::io("read", &path))
 }
 
 fn find_end_token(folder: &Path, tokenizer: &Tokenizer) -> Option<u32> {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     CorpusError, DomainSource, TokenizerFolder,
     checksums::{self, BLOCK_BYTES, CHECKSUMS_FILE},
-    documents::Document,
+    document::Document,
     manifest::{DATA_FILES, FORMAT, MANIFEST, MadeFrom, Manifest},
     quarantine::QUARANTINE_FILE,
     source::Use,
@@ -113,8 +113,7 @@ impl<'a> Writing<'a> {
             ddk_files::create_folder(folder)?;
         }
         let saved = found.unwrap_or(nothing);
-        let masked = domain.prompt.is_some() || domain.chat.is_some();
-        let width = tokenizer.token_bytes();
+        let (width, masked) = (tokenizer.token_bytes(), domain.is_masked());
         Ok(Self {
             train: TokenWriter::open(folder, "", width, masked, saved.train)?,
             validation: TokenWriter::open(folder, "validation-", width, masked, saved.validation)?,

@@ -24,11 +24,11 @@ fn files_of_unknown_formats_are_refused_before_any_is_read() {
     let place = Place::new();
     let lines = fs::read(place.path("records.jsonl")).unwrap();
     place.write("mixed/good.jsonl", &lines);
-    place.write("mixed/more.ndjson", &lines);
+    place.write("mixed/more.log", &lines);
     for name in [
-        "array.json",
-        "table.csv",
-        "UPPER.JSONL",
+        "array.xml",
+        "tokens.bin",
+        "book.docx",
         "paper.pdf",
         "shard-1",
     ] {
@@ -48,11 +48,11 @@ fn files_of_unknown_formats_are_refused_before_any_is_read() {
         assert_eq!(*count, 6);
         let said = error.to_string();
         for name in [
-            "UPPER.JSONL: ",
-            "array.json: ",
+            "array.xml: ",
+            "book.docx: ",
             "paper.pdf: ",
             "shard-1: ",
-            "table.csv: ",
+            "tokens.bin: ",
         ] {
             assert!(said.contains(name), "no {name} in {said}");
         }
@@ -64,7 +64,7 @@ fn files_of_unknown_formats_are_refused_before_any_is_read() {
     options.domains[0].files = vec![place.path("mixed/**/*.jsonl").display().to_string()];
     place.prepare(&options).unwrap();
     let expected = data_files(&place.path("prepared/mixed"));
-    options.domains[0].files = vec![place.path("mixed/more.ndjson").display().to_string()];
+    options.domains[0].files = vec![place.path("mixed/more.log").display().to_string()];
     options.domains[0].format = Some(FileFormat::Jsonl);
     assert_eq!(
         stale(&options, &tokenizer).unwrap()[0].reason,

@@ -53,10 +53,10 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     lines = ["shape,warmup,total,decay,form,step,rate"]
     for name, warmup, total, decay, form in CASES:
-        # Past the end as well.
         all_rates = rates(of_shape(name, warmup, total, decay, form), total + 3)
         warm = rates(of_shape("constant", warmup, total, 0, ""), total)
-        for step in range(1, total + 4):
+        # Past the end as well, where a cosine of transformers would rise again.
+        for step in range(1, total + (1 if name == "cosine" else 4)):
             # The warmup of transformers' wsd starts at the end value instead of 0.
             rate = warm[step] if step < warmup else all_rates[step]
             lines.append(f"{name},{warmup},{total},{decay},{form},{step},{rate!r}")

@@ -56,7 +56,7 @@ fn every_shape_is_that_of_transformers() {
         seen,
         BTreeMap::from([
             ("constant", 43),
-            ("cosine", 86),
+            ("cosine", 80),
             ("linear", 86),
             ("wsd", 215)
         ])

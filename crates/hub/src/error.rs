@@ -54,7 +54,7 @@ pub enum HubError {
         with_token: bool,
     },
     /// Connections are forbidden, and the cache lacks a file.
-    #[error("{name} is not complete in {}, and HF_HUB_OFFLINE forbids to download the rest{what}", cache.display())]
+    #[error("{name} is not complete in {}, and HF_HUB_OFFLINE forbids downloading the rest{what}", cache.display())]
     Offline {
         /// The repository.
         name: String,
@@ -103,7 +103,7 @@ pub enum HubError {
         expected: String,
     },
     /// The disk has no room.
-    #[error("no room to download {name}: it needs {:.2} GB more in {}, which has {:.2} GB free",
+    #[error("there is no room for {name}: the download needs {:.2} GB more in {}, which has {:.2} GB free",
             *needed as f64 / 1e9, folder.display(), *free as f64 / 1e9)]
     DiskFull {
         /// The repository.

@@ -10,7 +10,7 @@ use glob::{MatchOptions, Pattern};
 use rustix::fs::statvfs;
 
 use crate::{
-    Event, HubError, Name, Options, Parts,
+    Event, HubError, Kind, Name, Options, Parts,
     cache::{Repository, is_commit},
     download::Job,
     http::Http,
@@ -174,11 +174,14 @@ impl Hub {
     ) -> Result<Snapshot<'a>, HubError> {
         if self.options.offline {
             let missing = known.as_ref().map_or_else(String::new, Snapshot::missing);
+            let fixed = known
+                .filter(|known| known.is_fixed)
+                .map(|known| known.commit);
             return Err(HubError::Offline {
                 name: name.to_string(),
                 cache: self.options.cache.clone(),
                 what: missing,
-                command: name.command(),
+                command: name.command(fixed.as_deref()),
             });
         }
         let fixed = match known {
@@ -263,21 +266,20 @@ impl Snapshot<'_> {
             && weights().is_ok_and(|weights| weights.iter().all(|path| self.has(path)))
     }
 
-    /// Says which files are missing, in parentheses, if the list is known.
+    /// Says which file is missing, in parentheses, if the list is known.
     fn missing(&self) -> String {
-        if self.listing.is_none() {
-            return String::new();
-        }
-        let paths = self.paths();
-        let missing: Vec<&String> = paths
-            .iter()
-            .filter(|path| !self.has(path))
-            .take(LISTED)
-            .collect();
-        match missing.first() {
-            Some(first) => format!(" (it lacks {first})"),
-            None => String::new(),
-        }
+        let paths = self
+            .listing
+            .as_ref()
+            .map_or_else(Vec::new, |_| self.paths());
+        let is_read = |path: &&String| match self.name.kind() {
+            Kind::Model => model::is_small(path) || path.ends_with(".safetensors"),
+            Kind::Dataset => true,
+        };
+        let mut missing = paths.iter().filter(|path| is_read(path) && !self.has(path));
+        missing
+            .next()
+            .map_or_else(String::new, |first| format!(" (it lacks {first})"))
     }
 
     fn found(&self, files: Vec<String>) -> Found {

@@ -31,6 +31,6 @@ mod options;
 pub use download::{Event, Transfer};
 pub use error::HubError;
 pub use hub::{Found, Hub};
-pub use model::{Choice, Parts};
+pub use model::{Choice, IsWanted, Parts};
 pub use name::{Kind, Name};
 pub use options::{Options, Token};

@@ -33,7 +33,10 @@ const SMALL: [&str; 13] = [
 ];
 
 /// Given the folder with a model's `config.json`, tells which tensors are wanted. `None`: the model cannot be used.
-pub type Choice<'a> = dyn Fn(&Path) -> Option<Box<dyn Fn(&str) -> bool>> + 'a;
+pub type Choice<'a> = dyn Fn(&Path) -> Option<IsWanted> + 'a;
+
+/// Whether a tensor of this name is wanted.
+pub type IsWanted = Box<dyn Fn(&str) -> bool>;
 
 /// The parts of a model to have.
 pub enum Parts<'a> {
@@ -89,7 +92,7 @@ pub(crate) fn weights(
     parts: &Parts<'_>,
 ) -> Result<Vec<String>, HubError> {
     has_weights(name, all, parts)?;
-    let wanted: Box<dyn Fn(&str) -> bool> = match parts {
+    let wanted: IsWanted = match parts {
         Parts::Tokenizer => return Ok(Vec::new()),
         Parts::All => Box::new(|_| true),
         Parts::Tensors(choice) => match choice(folder) {
@@ -150,9 +153,7 @@ mod tests {
             weights(&name(), scratch.path(), &all, parts).map_err(|e| e.to_string())
         };
         assert_eq!(of(&Parts::All).unwrap(), ["1.safetensors", "2.safetensors"]);
-        let head = |_: &Path| -> Option<Box<dyn Fn(&str) -> bool>> {
-            Some(Box::new(|tensor| tensor == "head"))
-        };
+        let head = |_: &Path| -> Option<IsWanted> { Some(Box::new(|tensor| tensor == "head")) };
         assert_eq!(of(&Parts::Tensors(&head)).unwrap(), ["2.safetensors"]);
         assert_eq!(of(&Parts::Tensors(&|_| None)).unwrap(), [""; 0]);
         assert_eq!(of(&Parts::Tokenizer).unwrap(), [""; 0]);

@@ -160,13 +160,13 @@ impl Name {
         format!("{}/{}@{}", self.kind.plural(), self.id, self.revision())
     }
 
-    /// The command that downloads it into the cache.
-    pub fn command(&self) -> String {
+    /// The command that downloads it into the cache. `commit`: instead of the name's own revision.
+    pub fn command(&self, commit: Option<&str>) -> String {
         let kind = match self.kind {
             Kind::Model => "",
             Kind::Dataset => " --repo-type dataset",
         };
-        let revision = self.revision.as_ref();
+        let revision = commit.or(self.revision.as_deref());
         let revision = revision.map(|revision| format!(" --revision {revision}"));
         format!(
             "hf download {}{kind}{}",
@@ -178,11 +178,11 @@ impl Name {
 
 impl fmt::Display for Name {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let revision = self.revision.iter();
         write!(out, "{}", self.id)?;
-        revision
-            .map(|revision| write!(out, "@{revision}"))
-            .collect()
+        match &self.revision {
+            Some(revision) => write!(out, "@{revision}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -279,7 +279,7 @@ mod tests {
         }
         let name = Name::dataset("hf://datasets/a/b@v2/c").unwrap().unwrap();
         assert_eq!(
-            name.command(),
+            name.command(None),
             "hf download a/b --repo-type dataset --revision v2"
         );
         assert_eq!(

@@ -41,7 +41,7 @@ use crate::{
     phase::Phase,
     progress::say,
     signals::Signals,
-    train::{course::OF_A_THREAD, options},
+    train::options,
     wiring,
 };
 
@@ -50,6 +50,9 @@ const TURNS: u32 = 5;
 
 /// Seed of the random tokens. They do not affect speed, as long as they cover all kinds of LM head columns.
 const SEED: u64 = 0;
+
+/// A guess of the operations per second of one CPU thread. It counts until something is measured.
+pub(crate) const OF_A_THREAD: f64 = 2.5e10;
 
 /// Maximum seconds of a measurement: one day.
 const MOST_SECONDS: f64 = 86_400.0;

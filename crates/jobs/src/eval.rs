@@ -90,7 +90,6 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
     };
     let perplexities = measure(&first)?;
     let against = second.as_deref().map(measure).transpose()?;
-    drop(reporter);
     let domain = |(index, name): (usize, &str)| {
         let documents = &validation[index];
         let domain = Domain {

@@ -15,7 +15,6 @@ use crate::{
     phase::Phase,
     progress::say,
     signals::Signals,
-    train::inputs::Inputs,
 };
 
 /// Writes the student of a checkpoint as a Hugging Face folder.
@@ -26,7 +25,7 @@ pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
     signals.begin(Phase::ExportModel)?;
     hint::must_hold_a_run(&args.run)?;
     let settings = config::of_run(&args.run)?;
-    let pinned = Inputs::revisions_of(&args.run)?;
+    let pinned = hub::revisions_of(&args.run)?;
     let settings = hub::located(&settings, &[Wanted::Student], &pinned, Some(signals))?;
     signals.begin(Phase::ExportModel)?;
     let student = settings.student.model.as_deref();

@@ -10,10 +10,12 @@ use std::{
 };
 
 use anyhow::{Error, Result};
-use ddk_hub::{Event, Found, Hub, HubError, Name, Options, Parts};
+use ddk_hub::{Event, Found, Hub, HubError, IsWanted, Name, Options, Parts};
 use ddk_model::{ModelConfig, is_head};
+use ddk_run::{RunFolder, read::record};
 use ddk_settings::{Places, Settings};
 use ddk_telemetry::Meter;
+use serde::Deserialize;
 
 use crate::{
     config::run_folder,
@@ -21,7 +23,6 @@ use crate::{
     phase::Phase,
     progress::{Reporter, say},
     signals::Signals,
-    train::inputs::Inputs,
 };
 
 /// Seconds between two lines of a download's progress.
@@ -55,6 +56,13 @@ pub enum Wanted<'a> {
 
 /// Commits by the key of a repository and revision.
 pub type Revisions = BTreeMap<String, String>;
+
+/// The part of a run's inputs that chooses the commits.
+#[derive(Deserialize)]
+struct Recorded {
+    #[serde(default)]
+    revisions: Revisions,
+}
 
 /// Returns the settings with the places of everything that a command needs, after downloading what is missing.
 /// `pinned`: the commits to use, whatever the revisions are now. With `signals`, a signal during a download says what
@@ -120,7 +128,7 @@ pub fn located(
 /// # Errors
 /// If the run's inputs cannot be read.
 pub fn pinned(settings: &Settings) -> Result<Revisions> {
-    run_folder(settings).map_or_else(|_| Ok(Revisions::new()), |run| Inputs::revisions_of(&run))
+    run_folder(settings).map_or_else(|_| Ok(Revisions::new()), |run| revisions_of(&run))
 }
 
 /// Returns the commits that the run in this folder uses; none if the folder holds no run.
@@ -128,7 +136,11 @@ pub fn pinned(settings: &Settings) -> Result<Revisions> {
 /// # Errors
 /// If the run's inputs cannot be read.
 pub fn revisions_of(run: &Path) -> Result<Revisions> {
-    Inputs::revisions_of(run)
+    let inputs = run.join("inputs.json");
+    if !RunFolder::holds_a_run(run) || !inputs.exists() {
+        return Ok(Revisions::new());
+    }
+    Ok(record::<Recorded>(&inputs)?.revisions)
 }
 
 /// Returns the folder of the model that a command line names, after downloading what is missing.
@@ -169,9 +181,10 @@ pub fn files(pattern: &str) -> Result<Option<Vec<String>>> {
 /// Returns the last part of a name on the Hub, or of a path.
 pub fn short_name(name: &Path) -> String {
     let text = name.to_string_lossy();
-    let of_hub = Name::dataset(&text).or_else(|_| Name::model(&text));
+    let of_hub = Name::dataset(&text).ok().flatten();
+    let of_hub = of_hub.or_else(|| Name::model(&text).ok().flatten());
     match of_hub {
-        Ok(Some(of_hub)) if !name.exists() => {
+        Some(of_hub) if !name.exists() => {
             let id = of_hub.id();
             id.rsplit('/').next().unwrap_or(id).to_owned()
         }
@@ -199,7 +212,7 @@ pub(crate) fn describe(settings: &Settings) -> Vec<String> {
 }
 
 /// Chooses the tensors of the LM head.
-fn head(folder: &Path) -> Option<Box<dyn Fn(&str) -> bool>> {
+fn head(folder: &Path) -> Option<IsWanted> {
     let (name, _) = ModelConfig::read_served(folder).ok()?.head();
     Some(Box::new(move |tensor| is_head(&name, tensor)))
 }
@@ -246,8 +259,9 @@ impl<'a> Finder<'a> {
             return Ok(());
         };
         // Beside other folders, it is more likely a misspelled path.
-        let parent = path.parent().unwrap_or(Path::new(""));
-        if !explicit && parent.exists() && !self.hub()?.knows(&name) {
+        let parent = path.components().next();
+        let is_here = parent.is_some_and(|parent| Path::new(&parent).exists());
+        if !explicit && is_here && !self.hub()?.knows(&name) {
             return Ok(());
         }
         let mut found = Err(None);
@@ -343,10 +357,11 @@ impl Teller {
                 let phase = self.meter.phase().to_owned();
                 if self.announced != transfer.all_total {
                     self.announced = transfer.all_total;
-                    say(&format!(
-                        "{phase}: {:.2} GB",
-                        transfer.all_total as f64 / 1e9
-                    ));
+                    let megabytes = transfer.all_total as f64 / 1e6;
+                    say(&match megabytes {
+                        _ if megabytes < 1e3 => format!("{phase}: {megabytes:.1} MB"),
+                        _ => format!("{phase}: {:.2} GB", megabytes / 1e3),
+                    });
                     self.meter = self.reporter.meter(&phase, "MB");
                 }
                 let megabytes = |bytes: u64| bytes / 1_000_000;

@@ -62,6 +62,7 @@ pub fn run(args: &args::Label, signals: &Signals) -> Result<()> {
         outages: Arc::default(),
         turns: TimeSlice::new(false),
         prompts: None,
+        has_no_texts: false,
         models: Models {
             options: options::of_student(&settings, evaluation.vocabulary, None)?,
             settings: settings.clone(),

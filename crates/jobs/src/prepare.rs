@@ -8,16 +8,16 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{
-    CorpusError, DomainReport, DomainSource, Limits, PrepareOptions, PreparedDomain, Progress,
-    QUARANTINED_PER_FILE, Sequence, SequenceOptions, Stale, Template, TokenizerFolder, as_prepared,
-    prepare, stale, verify,
+    DomainReport, DomainSource, Limits, PrepareOptions, PreparedDomain, Progress,
+    QUARANTINED_PER_FILE, Sequence, SequenceOptions, Stale, Template, TokenSource, TokenizerFolder,
+    as_prepared, prepare, stale, verify,
 };
 use ddk_engine::Evaluation;
 use ddk_settings::{OnStale, Settings};
 
 use crate::{
     args, chat, config,
-    hint::{Hint, usage, with_hint},
+    hint::Hint,
     hub::{self, Wanted},
     phase::Phase,
     progress::{Reporter, say},
@@ -25,6 +25,8 @@ use crate::{
     sources::{self, Read},
     train::{inputs::Inputs, options::chunk},
 };
+
+pub use crate::sources::{advise, fields_hint};
 
 /// A prepared corpus: the domains, and the tokenizer that they were prepared with.
 pub struct Corpus {
@@ -133,7 +135,7 @@ pub fn keep_for(run: &Path, settings: &Settings) -> Result<()> {
     if settings.corpus.on_stale != OnStale::Prepare {
         return Ok(());
     }
-    let pinned = Inputs::revisions_of(run)?;
+    let pinned = hub::revisions_of(run)?;
     let settings = &hub::located(settings, &[Wanted::Corpus], &pinned, None)?;
     let (options, tokenizer) = options(settings)?;
     for stale in stale(&options, &tokenizer).map_err(advise)? {
@@ -152,11 +154,9 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     let reports = match settings.corpus.on_stale {
         OnStale::Use => take(&options)?,
         on_stale => {
-            let (mut kept, looked) = (
-                Vec::new(),
-                sources::look(&options, &tokenizer, Read::Nothing),
-            );
-            for (stale, _) in looked.usable()? {
+            let (mut kept, mut made) = (Vec::new(), Vec::new());
+            // The second look reports the problems, together with those in the records.
+            for (stale, _) in sources::look(&options, &tokenizer, Read::Nothing).stale {
                 let (domain, reason) = (&stale.domain, &stale.reason);
                 if on_stale == OnStale::Error {
                     return Err(anyhow!("the prepared domain `{domain}` is stale: {reason}"))
@@ -169,12 +169,13 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
                     ));
                     kept.push(stale.domain);
                 } else {
-                    say(&format!("preparing {domain}: {reason}"));
+                    made.push(format!("preparing {domain}: {reason}"));
                 }
             }
             let mut others = options.clone();
             others.domains.retain(|domain| !kept.contains(&domain.name));
             sources::look(&others, &tokenizer, Read::Stale).usable()?;
+            made.iter().for_each(|line| say(line));
             let reports = make(&others, &tokenizer, false)?;
             if kept.is_empty() {
                 reports
@@ -200,40 +201,6 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
         domains,
         reports,
     })
-}
-
-/// Hint for a domain that cannot be prepared.
-pub(crate) const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin \
-                                 CONFIG` says where each value comes from";
-
-/// Adds a hint to a corpus error.
-pub fn advise(error: CorpusError) -> anyhow::Error {
-    match &error {
-        CorpusError::UnknownFormat { domain, .. } => {
-            let hint = format!(
-                "convert the files, leave them out with a glob such as files = [\"DIR/**/*.jsonl\"], or set \
-                 domains.{domain}.format to \"jsonl\", \"parquet\" or \"text\" (each file is one document); see \
-                 docs/corpora.md"
-            );
-            usage(with_hint(error, hint))
-        }
-        CorpusError::TooManyBad { domain, fields, .. } if !fields.is_empty() => {
-            let hint = fields_hint(domain, fields);
-            with_hint(error, hint)
-        }
-        _ => with_hint(error, ADVICE),
-    }
-}
-
-/// Returns a hint for records that lack the configured field.
-pub fn fields_hint(domain: &str, fields: &[String]) -> String {
-    let field = fields.last().map_or("text", String::as_str);
-    let template: Vec<String> = fields.iter().map(|field| format!("{{{field}}}")).collect();
-    format!(
-        "name the field that contains the text, such as domains.{domain}.text_field = \"{field}\", or combine \
-         several, such as domains.{domain}.text_template = \"{}\"",
-        template.join("\\n")
-    )
 }
 
 /// Uses the corpus as it is prepared.
@@ -266,7 +233,6 @@ fn make(
         }
         reporter.report(&meter.at(progress.bytes >> 10, progress.total_bytes >> 10));
     });
-    drop(reporter);
     let reports = reports.map_err(advise)?;
     for (domain, report) in options.domains.iter().zip(&reports) {
         if report.prepared && domain.chat.is_some() {
@@ -304,7 +270,8 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
             .usage();
     }
     let corpus = &settings.corpus;
-    let folder = tokenizer_folder(settings)
+    let folder = settings
+        .tokenizer_folder()
         .context("there is no tokenizer: neither `corpus.tokenizer` nor `student.model` is set")
         .usage()?;
     let folder = settings.local(folder);
@@ -313,7 +280,7 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
     )?;
     let (mut domains, mut problems, mut template) = (Vec::new(), Vec::new(), None);
     for (name, domain) in &settings.domains {
-        let made = source(settings, name, domain).and_then(|source| {
+        let made = source(settings, name, domain, &tokenizer).and_then(|source| {
             let chat = chat::of_domain(domain, &tokenizer, &mut template)?;
             Ok(DomainSource { chat, ..source })
         });
@@ -339,13 +306,12 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
     Ok((options, tokenizer))
 }
 
-/// Returns the folder of the corpus's tokenizer.
-pub(crate) fn tokenizer_folder(settings: &Settings) -> Option<&PathBuf> {
-    let own = settings.corpus.tokenizer.as_ref();
-    own.or(settings.student.model.as_ref())
-}
-
-fn source(settings: &Settings, name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
+fn source(
+    settings: &Settings,
+    name: &str,
+    domain: &ddk_settings::Domain,
+    corpus: &TokenizerFolder,
+) -> Result<DomainSource> {
     let template = |key: &str, source: &str| {
         Template::parse(source)
             .map_err(|wrong| anyhow!("`domains.{name}.{key}` is \"{source}\": {wrong}"))
@@ -353,6 +319,12 @@ fn source(settings: &Settings, name: &str, domain: &ddk_settings::Domain) -> Res
     };
     let prompt = domain.prompt_template.as_ref();
     let prompt = prompt.map(|prompt| template("prompt_template", prompt));
+    let made_by = domain.tokenizer.as_ref();
+    let tokens = made_by.map(|tokenizer| TokenSource {
+        field: domain.tokens_field.clone(),
+        tokenizer: settings.local(tokenizer),
+        vocabulary: corpus.vocabulary(),
+    });
     Ok(DomainSource {
         name: name.to_owned(),
         files: settings.local_files(&domain.files),
@@ -361,6 +333,7 @@ fn source(settings: &Settings, name: &str, domain: &ddk_settings::Domain) -> Res
         text: template("text_template", &domain.text_template)?,
         prompt: prompt.transpose()?,
         chat: None,
+        tokens,
         only: domain.filter_field.clone().zip(domain.filter_value.clone()),
         limits: Limits {
             bytes: domain.max_bytes,

@@ -28,7 +28,6 @@ use crate::{
     progress::{hash_weights, say},
     signals::Signals,
     train::{
-        inputs::Inputs,
         prepared::Destination,
         run::{open_folder, settings_of, stand_alone},
     },
@@ -64,7 +63,7 @@ pub(crate) fn model(
     let model = model.usage()?;
     let initial = model.init_from.as_deref().map(Wanted::Initial);
     let wanted: Vec<Wanted<'_>> = initial.into_iter().chain([Wanted::Corpus]).collect();
-    let pinned = Inputs::revisions_of(&run_folder(&model.output_dir)?)?;
+    let pinned = hub::revisions_of(&run_folder(&model.output_dir)?)?;
     let settings = &hub::located(settings, &wanted, &pinned, Some(signals))?;
     check_folders(settings, model, name)?;
     let (run, out) = (run_folder(&model.output_dir)?, model.output_dir.display());
@@ -201,7 +200,7 @@ fn settings_of_run(
     run.pipeline.time_slicing = false;
     run.pipeline.threads = ThreadChoice::Manual;
     // Use the configuration's corpus, whatever seed and tokenizer folder the model has.
-    run.corpus.tokenizer = prepare::tokenizer_folder(settings).cloned();
+    run.corpus.tokenizer = settings.tokenizer_folder().cloned();
     run.corpus.seed = Some(settings.corpus.seed.unwrap_or(settings.run.seed));
     run.teacher.devices = vec![model.device.clone()];
     let initial = model.init_from.clone();

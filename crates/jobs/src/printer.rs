@@ -192,15 +192,20 @@ fn evaluation_line(
     text += &format!(" {:.3}", shown(now));
     let start = *at_start.get_or_insert(now);
     if earlier.is_some_and(|earlier| earlier != start) {
-        text += &format!(" ({:.3} at the start)", shown(start));
+        text += &format!(" (start {:.3})", shown(start));
     }
     if let Some((name, gap)) = worst {
         text += &format!(", worst {name} {gap:.3}");
     }
     let moves = before.map(|before| moves(&before.weights, &line.weights));
-    let moves = moves.unwrap_or_default();
-    if !moves.is_empty() {
-        text += &format!("; weights: {}", moves.join(", "));
+    for (number, weight) in moves.unwrap_or_default().into_iter().enumerate() {
+        let more = match number {
+            0 => format!("; weights {weight}"),
+            _ => format!(", {weight}"),
+        };
+        if text.chars().count() + more.chars().count() <= COLUMNS {
+            text += &more;
+        }
     }
     Some(text)
 }
@@ -283,12 +288,12 @@ mod tests {
             [
                 Some("evaluation before the first step: mean gap 1.800, worst storms 2.700"),
                 Some(
-                    "evaluation after step 10: mean gap 1.800 → 1.400, worst storms 2.100; weights: storms 0.200 → \
+                    "evaluation after step 10: mean gap 1.800 → 1.400, worst storms 2.100; weights storms 0.200 → \
                      0.400, coins 0.500 → 0.300"
                 ),
                 Some(
-                    "evaluation after step 20: mean gap 1.400 → 1.000 (1.800 at the start), worst storms 1.500; \
-                     weights: rivers 0.300 → 0.350, coins 0.300 → 0.250"
+                    "evaluation after step 20: mean gap 1.400 → 1.000 (start 1.800), worst storms 1.500; weights \
+                     rivers 0.300 → 0.350"
                 ),
                 None,
             ]

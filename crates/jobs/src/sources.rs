@@ -1,12 +1,52 @@
 //! Looks at the sources of all domains, so that every problem is known before the first domain is tokenized.
 
 use anyhow::{Error, Result, anyhow};
-use ddk_corpus::{DomainSource, PrepareOptions, Stale, TokenizerFolder, sample, stale};
-
-use crate::{
-    hint::{exit, exit_code, render_line, usage, with_hint},
-    prepare::{ADVICE, advise, fields_hint},
+use ddk_corpus::{
+    CorpusError, DomainSource, PrepareOptions, Stale, TokenizerFolder, sample, stale,
 };
+
+use crate::hint::{exit, exit_code, render_line, usage, with_hint};
+
+/// Hint for a domain that cannot be prepared.
+const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin \
+                                 CONFIG` says where each value comes from";
+
+/// Adds a hint to a corpus error.
+pub fn advise(error: CorpusError) -> anyhow::Error {
+    match &error {
+        CorpusError::UnknownFormat { domain, .. } => {
+            let hint = format!(
+                "convert the files, leave them out with a glob such as files = [\"DIR/**/*.jsonl\"], or set \
+                 domains.{domain}.format, such as \"jsonl\" or \"text\" (each file is one document); see \
+                 docs/corpora.md"
+            );
+            usage(with_hint(error, hint))
+        }
+        CorpusError::TooManyBad { domain, fields, .. } if !fields.is_empty() => {
+            let hint = fields_hint(domain, fields);
+            with_hint(error, hint)
+        }
+        CorpusError::OtherTokenizer { domain, .. } => {
+            let hint = format!(
+                "use models with the tokenizer that made these ids, or take the texts and let DDK make the ids; if \
+                 domains.{domain}.tokenizer names the wrong folder, correct it"
+            );
+            usage(with_hint(error, hint))
+        }
+        _ => with_hint(error, ADVICE),
+    }
+}
+
+/// Returns a hint for records that lack the configured field.
+pub fn fields_hint(domain: &str, fields: &[String]) -> String {
+    let field = fields.last().map_or("text", String::as_str);
+    let template: Vec<String> = fields.iter().map(|field| format!("{{{field}}}")).collect();
+    format!(
+        "name the field that contains the text, such as domains.{domain}.text_field = \"{field}\", or combine \
+         several, such as domains.{domain}.text_template = \"{}\"; for messages, set domains.{domain}.messages_field",
+        template.join("\\n")
+    )
+}
 
 /// What a look at the sources has found.
 #[derive(Default)]

@@ -82,9 +82,10 @@ impl Suited {
         }
         let of_student = format!("[student]\nthreads = {}\n", self.student_threads);
         let of_pipeline = format!(
-            "# The threads above divide the machine's cores by the computation of each model. `ddk bench` measures other\n\
-             # divisions. Another number of threads changes the last bits of the results.\n\
-             [pipeline]\ntime_slicing = {}    # true: both models take turns, each with all its threads\n\n[training]\n",
+            "# The threads above divide the cores by the computation of each model. `ddk bench` measures others.\n\
+             # Another number of threads changes the last bits of the results.\n\
+             [pipeline]\ntime_slicing = {}    # true: both models take turns, each with all its threads\n\n\
+             [training]\n",
             self.time_slicing
         );
         // An example of the key would repeat it once it is no longer a comment.

@@ -23,7 +23,6 @@ use ddk_run::{CheckpointStore, RunFileError, RunFolder};
 use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 
 use self::{
-    inputs::Inputs,
     options::Length,
     prepared::{Prepared, prepare_run},
     run::{bind, open_folder, run_to_end},
@@ -168,7 +167,7 @@ fn located(
     if !args.restart {
         let source = args.fork_of.as_deref();
         for run in source.into_iter().chain([path]) {
-            pinned.extend(Inputs::revisions_of(run)?);
+            pinned.extend(hub::revisions_of(run)?);
         }
     }
     hub::located(settings, &ALL, &pinned, Some(signals))
@@ -277,7 +276,7 @@ fn follow(
 ) -> Result<(Prepared, RunFolder)> {
     let path = run_folder(settings)?;
     // Rank 0 has recorded the commits.
-    let pinned = Inputs::revisions_of(&path)?;
+    let pinned = hub::revisions_of(&path)?;
     let settings = &hub::located(settings, &ALL, &pinned, Some(&session.signals))?;
     let settings = threads::chosen(settings, &path, &session.signals, ranks)?;
     let length = Length::of_run(&path, &settings)?;

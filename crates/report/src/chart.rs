@@ -121,7 +121,7 @@ impl Chart {
     /// fall by `factor` from point to point. The first values weigh less than with a plain exponential mean (bias
     /// correction as in Adam). A factor outside of 0 to 1 changes nothing.
     pub fn smooth(&mut self, factor: f64) {
-        if !self.is_noisy || !(factor > 0.0 && factor < 1.0) {
+        if !(self.is_noisy && factor > 0.0 && factor < 1.0) {
             return;
         }
         for panel in &mut self.panels {
@@ -133,7 +133,8 @@ impl Chart {
 
     /// The vertical range of a panel: from 0 for bars and areas, the range of the values with a margin for lines.
     pub fn y_range(&self, panel: &Panel) -> (f64, f64) {
-        let shared = |other: &&Panel| self.same_scale || *other == panel;
+        // By address, because a panel with a value that is not a number does not equal itself.
+        let shared = |other: &&Panel| self.same_scale || std::ptr::eq(*other, panel);
         let ranges = self.panels.iter().filter(shared).map(Panel::y_range);
         let (low, high) = extent(ranges.flat_map(|(low, high)| [low, high]));
         let margin = 0.05 * (high - low);

@@ -240,6 +240,40 @@ fn what_cannot_be_read_is_said_and_the_rest_is_there() {
     assert!(text.contains("loader-math is restarted"));
 }
 
+#[test]
+fn what_the_models_write_is_shown_beside_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    write_run(folder.path());
+    let report = || {
+        run_report(&RunView::read(folder.path()), &[])
+            .html()
+            .unwrap()
+    };
+    assert!(!report().contains("What the models write"));
+    let line = |model: &str, step: u64, text: &str| {
+        let texts = serde_json::json!([{"prompt": "Once <b>", "text": text}]);
+        format!(
+            "{}\n",
+            serde_json::json!({"step": step, "model": model, "texts": texts})
+        )
+    };
+    let lines = [
+        line("student", 0, " the the the"),
+        line("teacher", 0, " upon a time"),
+        line("student", 10, " upon `a`\ntime"),
+    ];
+    fs::write(folder.path().join("texts.jsonl"), lines.concat()).unwrap();
+    let page = report();
+    for expected in [
+        "<h3>Once &lt;b&gt;</h3>",
+        "<dt>teacher</dt><dd> upon a time</dd>",
+        "<dt>student, step 0</dt><dd> the the the</dd>",
+        "<dt>student, step 10</dt><dd> upon 'a' time</dd>",
+    ] {
+        assert!(page.contains(expected), "{expected}");
+    }
+}
+
 /// The largest possible report for twelve domains: as many points, intervals and events as a view holds.
 #[test]
 fn a_long_run_has_a_report_of_less_than_300_kilobytes() {

@@ -73,23 +73,24 @@ pub enum OnStale {
 #[serde(default, deny_unknown_fields)]
 pub struct Domain {
     /// Files, folders or globs; also data sets on the Hugging Face Hub, `hf://datasets/ORG/NAME`, and their files,
-    /// `hf://datasets/ORG/NAME/FILE_OR_GLOB` (docs/hub.md). Required. Each line of a `.jsonl` file and each row of a
-    /// `.parquet` file is a record. A file with a text or source code extension is one document. All formats but Parquet may be compressed (`.gz` or
-    /// `.zst`). DDK refuses other files.
+    /// `hf://datasets/ORG/NAME/FILE_OR_GLOB` (docs/hub.md). Required. Files of JSON (`.json`, `.jsonl`, `.ndjson`),
+    /// Parquet (`.parquet`), Arrow (`.arrow`, `.feather`), CSV and TSV hold records. A file with a text or source code
+    /// extension is one document. All formats but Parquet may be compressed (`.gz` or `.zst`). DDK refuses other files.
     #[schemars(length(min = 1), extend("examples" = [["data/math/*.jsonl"]]))]
     #[schemars(extend("x-expected" = "at least one file, folder or glob"))]
     pub files: Vec<String>,
     /// Files of validation documents. Default: hold out documents of `files` as `[corpus]` specifies.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub validation_files: Vec<String>,
-    /// Format of all files of the domain, whatever their extensions: `jsonl`, `parquet`, or `text` (each file is one
-    /// document). Default: each file's extension decides.
+    /// Format of all files of the domain, whatever their extensions. With `text`, each file is one document;
+    /// `megatron` reads token ids from pairs of `.idx` and `.bin` files. Default: each file's extension decides.
     pub format: Option<FileFormat>,
     /// Field of a record that contains its text, instead of `text`; `a.b` is the field `b` of the object `a`. Shorthand
     /// for a `text_template` with only this field.
     #[schemars(example = &"content")]
     pub text_field: Option<String>,
-    /// Template of the text, with fields of the record in braces.
+    /// Template of the text, with fields of the record in braces. `{?a} … {/}` is left out if the field `a` is empty or
+    /// missing.
     #[default = "{text}"]
     #[schemars(example = "{question}\n{answer}")]
     pub text_template: String,
@@ -106,6 +107,13 @@ pub struct Domain {
     /// records with messages; those without tools need not have it. Default: `tools`.
     #[schemars(example = &"functions")]
     pub tools_field: Option<String>,
+    /// Field of a record that contains token ids instead of a text. DDK masks the tokens that `labels` beside it mark
+    /// with -100, and leaves out the padding that `attention_mask` beside it marks.
+    #[schemars(example = &"input_ids")]
+    pub tokens_field: Option<String>,
+    /// Folder of the tokenizer that made the ids of `tokens_field` or of `format = "megatron"`. DDK refuses a
+    /// `tokenizer.json` other than the corpus's.
+    pub tokenizer: Option<PathBuf>,
     /// Use only records in which this field equals filter_value; `a.b` is the field `b` of the object `a`.
     #[schemars(example = "meta.redpajama_set_name")]
     pub filter_field: Option<String>,

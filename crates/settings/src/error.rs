@@ -23,7 +23,7 @@ impl Error {
         }])
     }
 
-    /// Whether a problem is an earlier name, which [`crate::migrate`] replaces.
+    /// Whether a problem is an earlier name, which [`crate::migrate()`] replaces.
     pub fn has_earlier_names(&self) -> bool {
         let mut problems = self.0.iter();
         problems.any(|problem| problem.message.contains(" is now `"))

@@ -7,7 +7,7 @@ use crate::{
     Error, Problem, keys,
     keys::names_in,
     layers::check_names,
-    renamed::{new_path, words},
+    renamed::{new_path, was_table, words},
 };
 
 /// A configuration with current names.
@@ -41,6 +41,7 @@ pub fn migrate(text: &str, name: &str) -> Result<Migrated, Error> {
         migration.rename(&path);
     }
     migration.rename_words();
+    migration.report_leftovers();
     let (changes, problems) = (migration.changes, migration.problems);
     Error::unless_none(problems)?;
     let text = document.to_string();
@@ -211,6 +212,19 @@ impl Migration<'_> {
                 replace_value(value, new.into());
                 self.changes
                     .push(format!("`{key}`: `{old}` is now `{new}`"));
+            }
+        }
+    }
+
+    /// Reports the keys that stay in tables which do not exist anymore.
+    fn report_leftovers(&mut self) {
+        for table in names_of(self.root) {
+            if was_table(&table) && !names_in(&[]).contains(&table.as_str()) {
+                for key in names_of_child(self.root, &table) {
+                    self.problem(&format!(
+                        "unknown field `{table}.{key}`: it is no earlier name either, remove it"
+                    ));
+                }
             }
         }
     }

@@ -135,6 +135,7 @@ mod tests {
             assert!(is_key(new) && !is_key(old), "{old} {new}");
         }
     }
+
     #[test]
     fn each_new_word_is_a_choice_and_no_earlier_word_is() {
         for (path, old, new) in words() {

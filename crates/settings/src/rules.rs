@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap, fmt::Display, net::SocketAddr, path::Path, thread::available_parallelism,
 };
 
+use ddk_corpus::FileFormat;
 use ddk_mixture::MixturePolicy;
 
 use crate::{
@@ -124,14 +125,30 @@ impl Checker<'_> {
         }
         let (messages, tools) = (key("messages_field"), key("tools_field"));
         if domain.messages_field.is_some() {
-            for other in ["text_field", "text_template", "prompt_template"].map(key) {
-                let why =
-                    format!("and `{messages}` are both set: the chat template makes the text");
-                self.refuse(self.origins.has(&other), &other, why);
-            }
+            // The configuration in a run's folder names the default template too.
+            let own_text = domain.text_template != Domain::default().text_template;
+            let of_field = self.origins.has(&field);
+            let key_of_text = if of_field { &field } else { &text };
+            let why = format!("and `{messages}` are both set: the chat template makes the text");
+            self.refuse(own_text, key_of_text, why.clone());
+            self.refuse(
+                domain.prompt_template.is_some(),
+                &key("prompt_template"),
+                why,
+            );
         }
         let alone = domain.tools_field.is_some() && domain.messages_field.is_none();
         self.refuse(alone, &tools, format!("is set without `{messages}`"));
+        let is_encoded =
+            domain.tokens_field.is_some() || domain.format == Some(FileFormat::Megatron);
+        let why = "is missing: name the folder of the tokenizer that made the ids";
+        let tokenizer = key("tokenizer");
+        self.refuse(is_encoded && domain.tokenizer.is_none(), &tokenizer, why);
+        let why = format!(
+            "is set without `{}` or `format = \"megatron\"`: for texts, DDK uses the tokenizer of the corpus",
+            key("tokens_field")
+        );
+        self.refuse(!is_encoded && domain.tokenizer.is_some(), &tokenizer, why);
         let (value, field) = (key("filter_value"), key("filter_field"));
         if domain.filter_field.is_some() {
             domain.filter_value.get_or_insert_with(|| name.to_owned());

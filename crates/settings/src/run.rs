@@ -236,7 +236,6 @@ pub struct Samples {
     /// Prompts that the student continues at each evaluation, and the teacher once, always with the most likely token.
     /// The page, the report and texts.jsonl show the texts. They cost time, but change no result. A served teacher
     /// writes none.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub prompts: Vec<String>,
     /// Maximum number of tokens after each prompt.
     #[default = 64]

@@ -1,14 +1,14 @@
 //! The root of the configuration.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Checkpoint, Corpus, Domain, Error, Evaluation, FaultInjection, Log, LrScheduler, Method,
-    Mixture, Objective, Optimizer, Parallel, Pipeline, Places, Pretrain, Recovery, Run, Samples, Student,
-    Teacher, Telemetry, Training,
+    Mixture, Objective, Optimizer, Parallel, Pipeline, Places, Pretrain, Recovery, Run, Samples,
+    Student, Teacher, Telemetry, Training,
 };
 
 /// A DDK configuration. Paths are relative to the folder in which `ddk` is started.
@@ -77,6 +77,14 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The folder of the corpus's tokenizer, or its name on the Hub: `corpus.tokenizer`, or else `student.model`.
+    pub fn tokenizer_folder(&self) -> Option<&PathBuf> {
+        self.corpus
+            .tokenizer
+            .as_ref()
+            .or(self.student.model.as_ref())
+    }
+
     /// Formats the settings as a configuration file.
     ///
     /// # Errors

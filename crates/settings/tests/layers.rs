@@ -246,6 +246,7 @@ fn flags_are_those_of_these_keys() {
         "run.max_tokens",
         "lr_scheduler.warmup_steps",
         "lr_scheduler.total_steps",
+        "lr_scheduler.decay_steps",
         "mixture.interval",
         "mixture.doremi_steps",
         "objective.ted_steps",

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use crate::{
     Clock,
     estimate::{Course, Evaluating, Pace},
-    progress::Gauge,
+    gauge::Gauge,
 };
 
 /// The phase of a run that makes steps.
@@ -162,7 +162,7 @@ impl Activity {
         Some(progress)
     }
 
-    /// Estimated seconds until the run ends. Unknown before its first step.
+    /// Estimated seconds until the run ends; before its first step, a guess at best.
     pub fn seconds_left(&self) -> Option<f64> {
         self.now.lock().seconds_left(&self.clock)
     }
@@ -206,8 +206,8 @@ impl Now {
 
     fn seconds_left(&self, clock: &Clock) -> Option<f64> {
         let course = self.course.as_ref()?;
-        let gauges = self.gauges.iter().filter_map(Weak::upgrade);
-        let evaluation = gauges.filter(|gauge| gauge.is_evaluation).next_back();
+        let mut gauges = self.gauges.iter().filter_map(Weak::upgrade);
+        let evaluation = gauges.rfind(|gauge| gauge.is_evaluation);
         let evaluating = evaluation.and_then(|gauge| {
             let progress = gauge.progress();
             Some(Evaluating {

@@ -15,8 +15,9 @@ use crate::{
     Activity, TRAINING,
     api::{QueueStatus, RankStatus, WorkerStatus},
     clock::Clock,
+    gauge::Gauge,
     metrics,
-    progress::{Gauge, Meter},
+    progress::Meter,
     samples::Samples,
 };
 

@@ -18,6 +18,10 @@ pub struct Course {
     pub evaluation_every: Option<u64>,
     /// Seconds of an evaluation, as long as this process has measured none.
     pub evaluation_seconds: Option<f64>,
+    /// A guess of how many evaluations a step takes as long as, until a step is measured.
+    pub evaluations_per_step: Option<f64>,
+    /// Tokens of a step, if its sequences are full.
+    pub tokens_per_step: u64,
     /// Steps between checkpoints.
     pub save_every: u64,
     /// Seconds from the last evaluation to the end: the export and the report.
@@ -92,19 +96,23 @@ impl Pace {
 }
 
 impl Course {
-    /// Estimates the seconds until the run ends. Unknown before the first step, and if the run has no limit.
+    /// Estimates the seconds until the run ends. Unknown if the run has no limit, and if nothing was measured.
     pub(crate) fn seconds_left(&self, pace: &Pace, evaluating: Option<Evaluating>) -> Option<f64> {
         let evaluation = pace.evaluation.or(self.evaluation_seconds);
         let of_current = |now: Evaluating| now.seconds + now.left;
-        let evaluation = evaluation.or(evaluating.map(of_current)).unwrap_or(0.0);
+        let evaluation = evaluation.or(evaluating.map(of_current));
+        let guess = self.evaluations_per_step.zip(evaluation);
+        let guess = guess.map(|(each, seconds)| (each * seconds, self.tokens_per_step as f64));
+        let of_a_step = pace.of_a_step().or(guess);
+        let evaluation = evaluation.unwrap_or(0.0);
         let left = evaluating.map_or(0.0, |now| now.left);
-        let last = self.last_step(pace)?;
+        let last = self.last_step(pace, of_a_step)?;
         if last <= pace.step {
             // Only the last evaluation and the end remain.
             let rest = evaluating.map_or(evaluation, |_| left);
             return Some(rest + self.ending_seconds);
         }
-        let (step, _) = pace.of_a_step()?;
+        let (step, _) = of_a_step?;
         let steps = (last - pace.step) as f64 * step;
         let evaluations = (self.evaluations(pace.step, last) + 1) as f64 * evaluation;
         let saves = multiples(self.save_every, pace.step, last) as f64 * pace.save;
@@ -112,10 +120,10 @@ impl Course {
     }
 
     /// The step at which the run ends, by the nearest limit.
-    fn last_step(&self, pace: &Pace) -> Option<u64> {
+    fn last_step(&self, pace: &Pace, of_a_step: Option<(f64, f64)>) -> Option<u64> {
         let by_tokens = self.tokens.and_then(|limit| {
             let left = limit.saturating_sub(pace.tokens) as f64;
-            let (_, tokens) = pace.of_a_step()?;
+            let (_, tokens) = of_a_step?;
             (tokens > 0.0).then(|| pace.step + (left / tokens).ceil() as u64)
         });
         self.steps.into_iter().chain(by_tokens).min()
@@ -215,8 +223,18 @@ mod tests {
     }
 
     #[test]
-    fn before_the_first_step_nobody_knows_and_tokens_can_be_the_limit() {
+    fn before_the_first_step_there_is_a_guess_at_most_and_tokens_can_be_the_limit() {
         assert_eq!(course().seconds_left(&Pace::at(0, 0), None), None);
+        // A step is expected to take half as long as an evaluation, which took 10 s.
+        let guessed = Course {
+            evaluations_per_step: Some(0.5),
+            ..course()
+        };
+        let mut first = Pace::at(0, 0);
+        assert_eq!(guessed.seconds_left(&first, None), None);
+        first.evaluation = Some(10.0);
+        let left = guessed.seconds_left(&first, None);
+        assert_eq!(left, Some(30.0 * 5.0 + 3.0 * 10.0 + 2.0));
         let by_tokens = Course {
             steps: None,
             tokens: Some(1_250),

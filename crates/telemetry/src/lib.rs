@@ -24,6 +24,7 @@ mod chart;
 mod clock;
 mod estimate;
 mod files;
+mod gauge;
 mod keeper;
 mod machine;
 pub mod metrics;

@@ -47,7 +47,7 @@ fn a_runs_files_are_listed_and_sent_and_no_others() {
     let (status, _, list) = get(&server, "/api/files?name=small");
     assert_eq!(status, 200);
     let expected = json!([
-        {"name": "config.toml", "bytes": 22}, {"name": "run.jsonl", "bytes": 0},
+        {"name": "config.toml", "bytes": 21}, {"name": "run.jsonl", "bytes": 0},
     ]);
     assert_eq!(serde_json::from_str::<Value>(&list).unwrap(), expected);
     let (status, head, config) = get(&server, "/api/file/config.toml?name=small");

@@ -43,7 +43,7 @@ impl<S: Student> StepLoop<'_, S> {
                 .event(line.step, EventKind::Skipped, &message)?;
         }
         if line.step == interval.first_step {
-            // The teacher wrote before its perplexities were known, which every interval needs.
+            // The teacher wrote before it labeled its first micro-batch.
             self.record_texts(0, Writer::Teacher)?;
         }
         let journal = &self.context.journal;

@@ -1,5 +1,7 @@
 //! Makes minijinja behave like the Jinja environment of transformers.
 
+use std::ops::Range;
+
 use jiff::{civil::Date, fmt::strtime};
 use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value,
@@ -7,7 +9,13 @@ use minijinja::{
 };
 use minijinja_contrib::pycompat;
 
-use super::Rendered;
+/// A rendered conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rendered {
+    pub(super) text: String,
+    /// The byte ranges that `{% generation %}` marks; `None` if the template has no such tag.
+    pub(super) marked: Option<Vec<Range<usize>>>,
+}
 
 /// The date that `strftime_now` formats. With the current date, a corpus would change from day to day. Llama 3's
 /// templates fall back to this date.
@@ -45,8 +53,9 @@ pub(super) fn environment(
             ValueKind::String | ValueKind::Seq | ValueKind::Iterable | ValueKind::Map
         )
     });
+    // None is not iterable, unlike in minijinja.
     environment.add_test("iterable", |value: Value| {
-        value.kind() == ValueKind::String || value.try_iter().is_ok()
+        value.kind() == ValueKind::String || (!value.is_none() && value.try_iter().is_ok())
     });
     environment.add_function("raise_exception", |message: String| {
         Err::<(), _>(Error::new(ErrorKind::InvalidOperation, message))
@@ -399,8 +408,8 @@ mod tests {
             ),
             ("{{ none | trim }} {{ ' a ' | trim }}|", "None a|"),
             (
-                "{{ 'a' is sequence }} {{ {} is sequence }} {{ 1 is iterable }}",
-                "True True False",
+                "{{ 'a' is sequence }} {{ {} is sequence }} {{ 1 is iterable }} {{ none is iterable }}",
+                "True True False False",
             ),
             (
                 "{{ 'a-b-c'.partition('-')[2] }} {{ 'a-b-c'.rpartition('-')[0] }}",

@@ -59,7 +59,11 @@ fn assert_equal(
     mask_of_case: &[u64],
 ) {
     let title = &case["title"];
-    assert_eq!(document.text(), case["text"].as_str().unwrap(), "{title}");
+    assert_eq!(
+        document.clone().into_whole_text().as_deref().unwrap(),
+        case["text"].as_str().unwrap(),
+        "{title}"
+    );
     let encoded = tokenizer.encode_documents(vec![document]).unwrap();
     let tokens: Vec<u64> = encoded[0].tokens.iter().map(|&id| id.into()).collect();
     assert_eq!(tokens, numbers(&case["ids"]), "{title}");
@@ -276,4 +280,34 @@ fn the_end_of_a_turn_and_the_prompt_for_the_next_are_known() {
         .prompt(&[("user".to_owned(), "Hi".to_owned())]);
     let expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(prompt.unwrap(), expected);
+}
+
+#[test]
+fn a_token_at_the_end_of_the_conversation_changes_no_turn() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(self::folder("chatml").join(file), folder.path().join(file)).unwrap();
+    }
+    let template = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + \
+                    '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}\
+                    {% else %}{{ '<|endoftext|>' }}{% endif %}";
+    fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    let (_, chat) = open(folder.path());
+    let record = json!({ "messages": [
+        { "role": "user", "content": "a" },
+        { "role": "assistant", "content": "b" },
+        { "role": "user", "content": "c" },
+        { "role": "assistant", "content": "d" },
+    ] });
+    let Document::Conversation {
+        text,
+        learned,
+        rewritten,
+    } = chat.document(&record).unwrap()
+    else {
+        panic!("not a conversation");
+    };
+    let learned: Vec<&str> = learned.into_iter().map(|range| &text[range]).collect();
+    assert_eq!(learned, ["b<|im_end|>", "d<|im_end|>\n<|endoftext|>"]);
+    assert!(!rewritten);
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{ChatTemplate, messages::Conversation};
+use super::{ChatTemplate, jinja::Rendered, messages::Conversation};
 
 /// A rendered conversation, and what the loss learns of it.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,26 +38,31 @@ pub(super) fn learned(
                 count if count == messages.len() => text.clone(),
                 count => render(count, false)?.text,
             };
-            let start = match text.starts_with(&after) {
-                true => start_of_turn(&after, &render, place)?,
-                false => None,
+            // Some templates write a token once, at the end of the whole conversation.
+            let without = template.without_last_token(&after);
+            let after = [after.as_str(), without];
+            let Some(after) = after.into_iter().find(|after| text.starts_with(after)) else {
+                rewritten = true;
+                continue;
             };
+            let start = start_of_turn(after, &render, place)?;
             let Some(start) = start else {
                 rewritten = true;
                 continue;
             };
-            let end = end_of_turn(template, &after);
+            let end = end_of_turn(template, after);
             if start < end {
                 learned.push(start..end);
             }
         }
     }
     if learned.is_empty() {
-        return Err(match rewritten {
-            true => "the chat template changes every turn of the assistant once messages follow it",
-            false => "the assistant's turns are empty",
-        }
-        .to_owned());
+        let reason = if rewritten {
+            "the chat template changes every turn of the assistant once messages follow it"
+        } else {
+            "the assistant's turns are empty"
+        };
+        return Err(reason.to_owned());
     }
     Ok(Turns {
         text,
@@ -70,7 +75,7 @@ pub(super) fn learned(
 /// changes what comes before.
 fn start_of_turn(
     after: &str,
-    render: &dyn Fn(usize, bool) -> Result<super::Rendered, String>,
+    render: &dyn Fn(usize, bool) -> Result<Rendered, String>,
     place: usize,
 ) -> Result<Option<usize>, String> {
     let prompt = render(place, true)?.text;

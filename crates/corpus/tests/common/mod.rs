@@ -97,6 +97,7 @@ impl Place {
             text: Template::field("text"),
             prompt: None,
             chat: None,
+            tokens: None,
             only: None,
             limits: Limits::default(),
         }

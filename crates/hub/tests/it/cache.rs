@@ -203,7 +203,7 @@ fn a_served_teacher_needs_only_the_shard_with_its_head() {
         ("model.safetensors.index.json", index),
     ];
     server.commit("models", "org/large", "main", &files);
-    let head = |folder: &Path| -> Option<Box<dyn Fn(&str) -> bool>> {
+    let head = |folder: &Path| -> Option<ddk_hub::IsWanted> {
         // The choice may depend on the configuration, which is here by now.
         assert_eq!(
             fs::read(folder.join("config.json")).unwrap(),

@@ -4,6 +4,7 @@
 
 mod broken;
 mod cache;
+mod needs_torchrun;
 mod refusals;
 mod server;
 

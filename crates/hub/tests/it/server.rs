@@ -111,7 +111,7 @@ impl Server {
         self.state().repositories.get_mut(key).unwrap().gate = Some(token.to_owned());
     }
 
-    /// Breaks the next connection that sends the file after so many bytes of it.
+    /// Breaks the next connection that sends the file after this many bytes of it.
     pub fn break_after(&self, file: &str, bytes: usize) {
         self.state().breaks.push((file.to_owned(), bytes));
     }
@@ -247,8 +247,10 @@ impl Server {
             .replace("%2F", "/")
             .replace("%20", " ");
         if let Some(rest) = path.strip_prefix("/api/") {
-            let (key, revision) = rest.split_once("/revision/").unwrap();
-            return self.revision(state, key, revision);
+            return match rest.split_once("/revision/") {
+                Some((key, revision)) => self.revision(state, key, revision),
+                None => Reply::of(404, json!({ "error": "no such part of the API" })),
+            };
         }
         let (name, rest) = path
             .trim_start_matches('/')
@@ -264,6 +266,10 @@ impl Server {
             return refused;
         }
         let repository = &state.repositories[&key];
+        let commit = repository
+            .branches
+            .get(commit)
+            .map_or(commit, |commit| commit);
         let Some(body) = repository
             .commits
             .get(commit)

@@ -94,7 +94,7 @@ impl Bench {
         let of_student = alone("student", || {
             let compute = self.models.student_context(&turns)?;
             let placement = wiring::student_placement(&settings.student)?;
-            Ok(compute.work(|| matrix_rate(placement.compute, placement.devices[0]))??)
+            compute.work(|| matrix_rate(placement.compute, placement.devices[0]))?
         })?;
         if settings.teacher.is_served() {
             return Ok([of_student; 2]);
@@ -102,7 +102,7 @@ impl Bench {
         let of_teacher = alone("teacher", || {
             let compute = self.models.teacher_context(0, &turns)?;
             let placement = wiring::teacher_placement(&settings.teacher, 0)?;
-            Ok(compute.work(|| matrix_rate(placement.compute, placement.devices[0]))??)
+            compute.work(|| matrix_rate(placement.compute, placement.devices[0]))?
         })?;
         Ok([of_teacher, of_student])
     }

@@ -30,7 +30,8 @@ const SHORTEST: usize = 64;
 /// Both models are loaded if they have at most this many bytes.
 const SMALL: i64 = 8_000_000_000;
 
-/// Share of the rate of large matrix products that a model reaches, for the estimate. Measured (docs/performance.md).
+/// Share of the rate of large matrix products that a model reaches. An assumption, for models that are too large to
+/// measure here.
 const EFFICIENCY: f64 = 0.6;
 
 /// Seconds above which the length of a run is worth a warning.
@@ -276,8 +277,8 @@ fn other_load(found: &mut Findings<'_>) {
     // This check itself is a part of it.
     if load.one > 1.0 + cores as f32 {
         found.line(&format!(
-            "warning: {:.0} threads of this machine want to run on its {cores} cores: without the other programs, all of \
-             this is faster",
+            "warning: {:.0} threads compete for this machine's {cores} cores: without the other programs, all of this \
+             is faster",
             load.one
         ));
     }

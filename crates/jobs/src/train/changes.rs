@@ -1,7 +1,7 @@
 //! Settings that change after a run's start: edited between two starts, or reloaded on SIGHUP. `ddk ctl` is the
 //! third way; SIGHUP sends the same command to the run.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use anyhow::Result;
 use ddk_run::{
@@ -117,4 +117,19 @@ pub(super) fn not_yet(reloads: bool, runtime: &Runtime) -> Result<JoinSet<()>> {
         }
     });
     Ok(answers)
+}
+
+/// What to do instead of resuming the run in this folder with other settings.
+pub(super) fn advice(folder: &Path) -> String {
+    let done = ddk_run::read::summary(folder).map(|summary| summary.steps);
+    // A fork of a finished run needs more steps.
+    let more = done.map_or_else(
+        |_| String::new(),
+        |steps| format!(" --set run.max_steps={}", 2 * steps),
+    );
+    format!(
+        "to resume, use the settings in {}/config.toml; to train on with these settings in a new run, from the last \
+         checkpoint of this one, pass --fork NAME{more}; to start from the beginning, choose another run.name",
+        folder.display()
+    )
 }

@@ -9,12 +9,12 @@ use ddk_telemetry::{Course, Meter};
 
 use super::prepared::Prepared;
 use crate::{
+    bench::OF_A_THREAD,
     progress::{model_bytes, model_parameters},
     wiring::StudentPort,
 };
 
-/// A guess of the operations per second of one CPU thread and of a GPU. It counts until the first batch is measured.
-pub(crate) const OF_A_THREAD: f64 = 2.5e10;
+/// A guess of the operations per second of a GPU. It counts until the first batch is measured.
 const OF_A_GPU: f64 = 2e13;
 /// A guess of the bytes per second that an export and the report take, and of the seconds that they take at least.
 const EXPORT_BYTES: f64 = 2e8;
@@ -36,6 +36,7 @@ pub(super) fn course(prepared: &Prepared, settings: &Settings, evaluations: (f64
         settings.student.threads,
     );
     let bytes = FP32 * model_parameters(&prepared.models.folders.student);
+    let tokens_per_step = plan.sequences_per_step * settings.corpus.sequence_length as u64;
     Course {
         steps: plan.max_steps,
         tokens: plan.max_tokens,
@@ -50,9 +51,26 @@ pub(super) fn course(prepared: &Prepared, settings: &Settings, evaluations: (f64
             _ => None,
         },
         evaluation_seconds: measured.or(guess),
+        evaluations_per_step: evaluations_per_step(prepared, tokens_per_step),
+        tokens_per_step,
         save_every: settings.checkpoint.interval,
         ending_seconds: SHORTEST_END + bytes as f64 / EXPORT_BYTES,
     }
+}
+
+/// Returns how many evaluations of the student a step takes as long as: a forward and a backward pass, which is three
+/// times as much work as a forward pass, or the teacher's forward pass beside it, if that is more.
+fn evaluations_per_step(prepared: &Prepared, tokens_per_step: u64) -> Option<f64> {
+    let documents = prepared.evaluation.validation.iter().flatten();
+    let tokens: usize = documents.map(|document| document.tokens.len()).sum();
+    let plan = &prepared.plan;
+    let teacher = if prepared.models.asks_teacher() {
+        plan.teacher_evaluation_flops / plan.evaluation_flops
+    } else {
+        0.0
+    };
+    let each = teacher.max(3.0) * tokens_per_step as f64 / tokens as f64;
+    each.is_finite().then_some(each)
 }
 
 /// Returns the seconds that the teacher's evaluation may take.
@@ -72,9 +90,10 @@ pub(super) fn bytes_to_load(prepared: &Prepared, measures: bool) -> u64 {
     let models = &prepared.models;
     let folders = &models.folders;
     let has_teacher = folders.has_teacher && !folders.head_only;
-    let teacher = match has_teacher && (models.asks_teacher() || measures) {
-        true => model_bytes(&folders.teacher),
-        false => 0,
+    let teacher = if has_teacher && (models.asks_teacher() || measures) {
+        model_bytes(&folders.teacher)
+    } else {
+        0
     };
     teacher + model_bytes(&folders.student)
 }

@@ -83,7 +83,9 @@ pub(super) fn find(prepared: &Prepared, source: &Path, from: Option<u64>) -> Res
             .hint("a fork does not run the phases of DoReMi: start a new DoReMi run, or fork one");
         state.interval.policy = policy.usage()?;
     }
-    let live = settings.with(&Overrides::look(source).up_to(step))?;
+    let overrides = Overrides::look(source);
+    overrides.reload()?;
+    let live = settings.with(&overrides.up_to(step))?;
     let mut schedule = options::schedule(&live);
     schedule.total_steps = Length::of_run(source, &settings)?.steps;
     Ok(Start {

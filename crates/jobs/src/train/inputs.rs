@@ -125,17 +125,6 @@ impl Inputs {
         Ok(record(&folder.join("inputs.json"))?)
     }
 
-    /// Returns the commits that the run in this folder uses; none if the folder holds no run.
-    ///
-    /// # Errors
-    /// If its `inputs.json` cannot be read.
-    pub(crate) fn revisions_of(folder: &Path) -> Result<BTreeMap<String, String>> {
-        if !RunFolder::holds_a_run(folder) || !Self::are_in(folder) {
-            return Ok(BTreeMap::new());
-        }
-        Ok(Self::of_run(folder)?.revisions)
-    }
-
     /// Returns the hashes with their names: models and tokenizer first, then the domains.
     fn hashes(&self) -> impl Iterator<Item = (String, &String)> {
         let models = [
@@ -247,7 +236,7 @@ impl Inputs {
         Err(anyhow!(
             "{shown} contains a different run: the {what} changed since it started (hash {then} then, {now} now)"
         ))
-        .hint(advice(folder.path()))
+        .hint(changes::advice(folder.path()))
         .usage()
     }
 
@@ -348,7 +337,7 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
         folder.display(),
         change.path
     ))
-    .hint(advice(folder))
+    .hint(changes::advice(folder))
     .usage()
 }
 
@@ -362,22 +351,8 @@ pub(super) fn same_rates(folder: &Path, settings: &Settings) -> Result<()> {
     }
     let shown = folder.display();
     Err(anyhow!("{shown} contains a finished run: {in_words}"))
-        .hint(advice(folder))
+        .hint(changes::advice(folder))
         .usage()
-}
-
-fn advice(folder: &Path) -> String {
-    let done = ddk_run::read::summary(folder).map(|summary| summary.steps);
-    // A fork of a finished run needs more steps.
-    let more = done.map_or_else(
-        |_| String::new(),
-        |steps| format!(" --set run.max_steps={}", 2 * steps),
-    );
-    format!(
-        "to resume, use the settings in {}/config.toml; to train on with these settings in a new run, from the last \
-         checkpoint of this one, pass --fork NAME{more}; to start from the beginning, choose another run.name",
-        folder.display()
-    )
 }
 
 /// Returns the first setting that differs but must not.

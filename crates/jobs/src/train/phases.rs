@@ -20,7 +20,6 @@ use super::{
 };
 use crate::{
     config::run_folder,
-    prepare::tokenizer_folder,
     progress::{list_weights, say},
 };
 
@@ -58,7 +57,7 @@ const PROXY: &str = "proxy";
 fn common(settings: &Settings, folder: &Path, name: &str, steps: u64) -> Settings {
     let mut phase = settings_of(settings, folder, name, steps);
     // Use the run's corpus, whatever tokenizer folder the model has.
-    phase.corpus.tokenizer = tokenizer_folder(settings).cloned();
+    phase.corpus.tokenizer = settings.tokenizer_folder().cloned();
     if let Some(model) = &settings.mixture.doremi_model {
         phase.student.model = Some(model.clone());
     }

@@ -89,7 +89,8 @@ impl Session {
         let recorder = Recorder::install(Arc::clone(&board), run, path, gpus)?;
         let file = settings.telemetry.metrics_file.clone();
         let leads = ranks::leads(ranks.as_ref());
-        let keeper = leads.then(|| Keeper::start(recorder.clone(), KEEP_EVERY, file));
+        // A run that is over keeps its last metrics.
+        let keeper = (leads && serves).then(|| Keeper::start(recorder.clone(), KEEP_EVERY, file));
         let keeper = keeper.transpose();
         let keeper = keeper.hint("choose another telemetry.metrics_file, in an existing folder")?;
         let control = RunControl::new(path, &board, signals);

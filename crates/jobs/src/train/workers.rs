@@ -343,6 +343,7 @@ impl Assembly {
             outages: Arc::default(),
             turns: TimeSlice::new(recovered.pipeline.time_slicing),
             prompts: Prompts::of(&recovered)?,
+            has_no_texts: state.lengths.texts == 0,
             models: Models {
                 settings: recovered,
                 folders: models.folders.clone(),

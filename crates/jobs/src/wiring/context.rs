@@ -27,6 +27,8 @@ pub struct Ports {
     pub outages: Arc<Outages>,
     /// The prompts that the models continue, if there are any.
     pub prompts: Option<Prompts>,
+    /// Whether the run has no texts yet, so that the teacher writes too.
+    pub has_no_texts: bool,
     pub turns: TimeSlice,
     pub faults: Arc<Faults>,
 }

@@ -52,6 +52,8 @@ pub struct TeacherPort {
     format: LabelFormat,
     /// Whether batches need the teacher's output.
     needs_output: bool,
+    /// Whether the teacher's perplexities are known.
+    known: bool,
     /// Holds copies of the student that are evaluated here; built for the first one.
     copy: Option<Model>,
 }
@@ -75,6 +77,7 @@ impl TeacherPort {
             source,
             format: format.map_err(|error| port_error(error, Work::Label))?,
             needs_output,
+            known,
             replica,
             copy: None,
             context,
@@ -304,17 +307,24 @@ impl ddk_actors::Teacher for TeacherPort {
     }
 
     fn texts(&mut self, is_over: &dyn Fn() -> bool) -> Result<Option<Vec<Text>>, PortError> {
-        if self.context.ports.prompts.is_none() {
+        let (ports, folders) = (&self.context.ports, &self.context.ports.models.folders);
+        let is_asked = ports.prompts.is_some() && ports.has_no_texts;
+        // A server returns hidden states, and no text.
+        let is_here = folders.has_teacher && !folders.head_only;
+        let Source::Model(teacher) = &mut self.source else {
+            return Ok(Some(Vec::new()));
+        };
+        if !is_asked || !is_here {
             return Ok(Some(Vec::new()));
         }
-        match &mut self.source {
-            Source::Model(teacher) => {
-                let model = load(teacher, &self.context, self.replica)?.model();
-                self.context.texts(|| Ok(model), is_over)
-            }
-            // A server returns hidden states, and no text.
-            Source::Server(_) => Ok(Some(Vec::new())),
+        let model = load(teacher, &self.context, self.replica)?.model();
+        let texts = self.context.texts(|| Ok(model), is_over)?;
+        if self.known && !self.needs_output {
+            // Nothing else needs the teacher.
+            *teacher = None;
+            folders.frozen.forget();
         }
+        Ok(texts)
     }
 
     fn texts_of_copy(

@@ -7,8 +7,6 @@ use ddk_model::Model;
 use ddk_run::texts::Text;
 use ddk_settings::Settings;
 
-use crate::prepare::tokenizer_folder;
-
 /// The most likely token, without any randomness.
 const GREEDY: Sampling = Sampling {
     temperature: 0.0,
@@ -30,7 +28,9 @@ impl Prompts {
     /// If the tokenizer cannot be used.
     pub fn of(settings: &Settings) -> Result<Option<Self>> {
         let samples = &settings.samples;
-        let Some(folder) = tokenizer_folder(settings).filter(|_| !samples.prompts.is_empty())
+        let Some(folder) = settings
+            .tokenizer_folder()
+            .filter(|_| !samples.prompts.is_empty())
         else {
             return Ok(None);
         };

@@ -123,7 +123,7 @@ fn mixture(settings: &Table) -> Option<String> {
 
 fn learning_rate(settings: &Table) -> Option<String> {
     let mut said = number(settings, "optimizer", "lr")?;
-    let schedule = text(settings, "lr_scheduler", "name");
+    let schedule = text(settings, "lr_scheduler", "type");
     let schedule = schedule.unwrap_or_else(|| "cosine".to_owned());
     said += &format!(", {schedule}");
     let lowest = number(settings, "lr_scheduler", "min_lr");
@@ -199,7 +199,7 @@ mod tests {
     fn what_is_missing_is_left_out() {
         assert_eq!(of("[run]\nname = \"old\"\n"), [""; 0]);
         let config = "[teacher]\nservers = [\"http://gpu:8000\"]\nserved_model = \"big\"\n\
-                      [lr_scheduler]\nname = \"constant\"\nmin_lr = 0.1\n[optimizer]\nlr = 0.5\n\
+                      [lr_scheduler]\ntype = \"constant\"\nmin_lr = 0.1\n[optimizer]\nlr = 0.5\n\
                       [mixture]\npolicy = \"static\"\nalpha = 0.5\n[objective]\nname = \"ce\"\n";
         assert_eq!(
             of(config),

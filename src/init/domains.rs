@@ -1,0 +1,433 @@
+//! Finds the domains for a configuration: what each file of the data is, and where its text is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_corpus::{
+    Detected, DomainSource, FileFormat, Limits, Shape, Template, detect_in, field_values,
+};
+use ddk_jobs::{hint::Hint, hub, prepare::advise, progress::say};
+
+use super::domain_name;
+use crate::cli;
+
+/// Maximum number of files of a folder to print one by one.
+const PRINTED: usize = 20;
+
+/// A domain for the configuration.
+#[derive(Debug, Clone)]
+pub struct FoundDomain {
+    /// Its name.
+    pub name: String,
+    files: Vec<String>,
+    /// Where the text of its records is.
+    pub shape: Shape,
+    /// A field and its value that select the records.
+    filter: Option<(String, String)>,
+    /// What DDK found.
+    note: String,
+}
+
+impl FoundDomain {
+    /// Its table in the configuration, with a comment that says what DDK found.
+    pub fn table(&self) -> String {
+        // A JSON string is a TOML string too.
+        let quote = |text: &str| serde_json::Value::from(text).to_string();
+        let files: Vec<String> = self.files.iter().map(|file| quote(file)).collect();
+        let mut text = format!("\n# {}\n[domains.{}]\n", self.note, key(&self.name));
+        text.push_str(&format!("files = [{}]\n", files.join(", ")));
+        for (key, value) in self.shape.settings() {
+            text.push_str(&format!("{key} = {}\n", quote(&value)));
+        }
+        if self.shape.needs_tokenizer() {
+            text.push_str(
+                "# tokenizer = \"DIR\"    # required: the tokenizer that made these ids\n",
+            );
+        }
+        if let Some((field, value)) = &self.filter {
+            text.push_str(&format!("filter_field = {}\n", quote(field)));
+            if *value != self.name {
+                text.push_str(&format!("filter_value = {}\n", quote(value)));
+            }
+        }
+        text
+    }
+}
+
+/// A name as a key of TOML.
+fn key(name: &str) -> String {
+    let is_bare = |letter: char| letter.is_ascii_alphanumeric() || "-_".contains(letter);
+    if !name.is_empty() && name.chars().all(is_bare) {
+        name.to_owned()
+    } else {
+        serde_json::Value::from(name).to_string()
+    }
+}
+
+/// Finds the domains: one for each file and each folder in the data, or one for each value of `--domain-field`. Prints
+/// what DDK made of each file.
+///
+/// # Errors
+/// If the data cannot be read, or contains no text.
+pub fn find(args: &cli::Init) -> Result<Vec<FoundDomain>> {
+    let mut entries = Vec::new();
+    let data = args.data.to_string_lossy();
+    let of_hub = hub::files(&data)?;
+    if of_hub.is_some() {
+        entries.push(args.data.clone());
+    } else if args.data.is_dir() {
+        let failed = || format!("cannot read {}", args.data.display());
+        for entry in fs::read_dir(&args.data).with_context(failed).usage()? {
+            entries.push(entry.with_context(failed)?.path());
+        }
+        entries.sort();
+    } else {
+        entries.push(args.data.clone());
+    }
+    let mut entries = entries
+        .into_iter()
+        .map(|path| Entry::read(args, path, of_hub.as_deref()))
+        .collect::<Result<Vec<_>>>()?;
+    entries.retain(|entry| !entry.files.is_empty());
+    let is_only = entries.len() == 1;
+    for entry in &mut entries {
+        entry.skip_readmes(is_only);
+        entry.print();
+    }
+    let domains = match &args.domain_field {
+        Some(field) => by_field(&entries, field)?,
+        None => by_entry(&entries),
+    };
+    if domains.is_empty() {
+        return Err(anyhow!("{} contains no text", args.data.display()))
+            .hint("the lines above say what each file is; docs/corpora.md lists the formats that DDK reads")
+            .usage();
+    }
+    Ok(domains)
+}
+
+/// A file or folder of the data, with the files in it.
+struct Entry {
+    path: PathBuf,
+    name: String,
+    is_folder: bool,
+    /// Whether it is a data set on the Hub. Its path is then its name there.
+    is_of_hub: bool,
+    files: Vec<Detected>,
+}
+
+impl Entry {
+    /// `of_hub`: the local files of the data set on the Hub, if the path names one.
+    fn read(args: &cli::Init, path: PathBuf, of_hub: Option<&[String]>) -> Result<Self> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let mut name = name.into_owned();
+        let mut files = if let Some(files) = of_hub {
+            name = hub::short_name(&path);
+            let found = files.iter().map(|file| detect_in(Path::new(file)));
+            let found = found.collect::<Result<Vec<_>, _>>();
+            found.map_err(advise).usage()?.concat()
+        } else if name.starts_with('.') && path != args.data {
+            vec![Detected::skipped(&path, "hidden")]
+        } else {
+            detect_in(&path).map_err(advise).usage()?
+        };
+        if let Some(field) = &args.text_field {
+            for file in &mut files {
+                let of_records = !matches!(
+                    file.format,
+                    None | Some(FileFormat::Text | FileFormat::Megatron)
+                );
+                if of_records && file.bad < file.records {
+                    file.shape = with_field(file, field);
+                }
+            }
+        }
+        Ok(Self {
+            is_folder: of_hub.is_some() || path.is_dir(),
+            is_of_hub: of_hub.is_some(),
+            path,
+            name,
+            files,
+        })
+    }
+
+    /// Skips a README beside records, which describes them.
+    fn skip_readmes(&mut self, is_only: bool) {
+        let is_records =
+            |file: &Detected| matches!(&file.shape, Ok(shape) if *shape != Shape::Text);
+        let beside = if self.is_folder {
+            self.files.iter().any(is_records)
+        } else {
+            !is_only
+        };
+        for file in &mut self.files {
+            let is_readme = file.stem().eq_ignore_ascii_case("readme");
+            if beside && is_readme && file.shape == Ok(Shape::Text) {
+                file.shape = Err("describes the data".to_owned());
+            }
+        }
+    }
+
+    fn print(&self) {
+        for file in self.files.iter().take(PRINTED) {
+            let path = file.path.display();
+            match &file.shape {
+                Ok(Shape::Text) => say(&format!("{path}: {}", file.describe())),
+                Ok(shape) => say(&format!(
+                    "{path}: {}: {}",
+                    file.describe(),
+                    shape.describe()
+                )),
+                Err(reason) if file.format.is_some() => {
+                    say(&format!("{path}: skipped: {}: {reason}", file.describe()));
+                }
+                Err(reason) => say(&format!("{path}: skipped: {reason}")),
+            }
+        }
+        let Some(rest @ [_, ..]) = self.files.get(PRINTED..) else {
+            return;
+        };
+        let skipped = rest.iter().filter(|file| file.shape.is_err()).count();
+        say(&format!(
+            "{}: {} more, {skipped} of them skipped",
+            self.path.display(),
+            rest.len()
+        ));
+    }
+
+    /// The files that have a text, in groups that need the same settings.
+    fn groups(&self) -> Vec<(Shape, Vec<&Detected>)> {
+        let mut groups: Vec<(Shape, Vec<&Detected>)> = Vec::new();
+        for file in &self.files {
+            let Ok(shape) = &file.shape else { continue };
+            match groups.iter_mut().find(|(other, _)| same(other, shape)) {
+                Some((of_group, files)) => {
+                    // A group needs the mask if one of its files does.
+                    if shape.has_prompts() {
+                        *of_group = shape.clone();
+                    }
+                    files.push(file);
+                }
+                None => groups.push((shape.clone(), vec![file])),
+            }
+        }
+        // Whole texts need no settings, so they join the only records beside them that are texts too.
+        let joins = |shape: &Shape| matches!(shape, Shape::Field(_) | Shape::Prompt { .. });
+        let texts = groups.iter().position(|(shape, _)| *shape == Shape::Text);
+        if let (Some(texts), 2) = (texts, groups.len())
+            && joins(&groups[1 - texts].0)
+        {
+            let (_, files) = groups.remove(texts);
+            groups[0].1.extend(files);
+            groups[0].1.sort_by(|one, other| one.path.cmp(&other.path));
+        }
+        groups.sort_by_key(|(_, files)| std::cmp::Reverse(files.len()));
+        groups
+    }
+}
+
+/// Whether two files can be in one domain.
+fn same(one: &Shape, other: &Shape) -> bool {
+    let is_text = |shape: &Shape| *shape == Shape::Text;
+    one.settings() == other.settings() && is_text(one) == is_text(other)
+}
+
+/// The shape of a file whose text is in a field that the user names.
+fn with_field(file: &Detected, field: &str) -> Result<Shape, String> {
+    let first = field.split('.').next().unwrap_or_default();
+    if file.fields.iter().any(|name| name == first) {
+        return Ok(Shape::Field(field.to_owned()));
+    }
+    Err(format!(
+        "no field `{field}`: the fields are `{}`",
+        file.fields.join("`, `")
+    ))
+}
+
+/// Paths or globs that select exactly these of an entry's files.
+fn patterns(entry: &Entry, files: &[&Detected]) -> Vec<String> {
+    let paths = |files: &[&Detected]| -> Vec<String> {
+        let path = |file: &&Detected| file.path.display().to_string();
+        files.iter().map(path).collect()
+    };
+    if entry.is_of_hub {
+        return vec![entry.path.display().to_string()];
+    }
+    if !entry.is_folder {
+        return paths(files);
+    }
+    let folder = entry.path.display().to_string();
+    let is_chosen = |file: &Detected| files.iter().any(|chosen| chosen.path == file.path);
+    // DDK skips hidden files and descriptions of data sets by itself.
+    let read = |file: &&Detected| {
+        let reason = file.shape.as_ref().err();
+        !reason.is_some_and(|reason| ["hidden", "describes a data set"].contains(&&**reason))
+    };
+    if entry.files.iter().filter(read).all(is_chosen) {
+        return vec![folder];
+    }
+    let ending_of = |file: &Detected| {
+        let name = file.path.file_name().unwrap_or_default().to_string_lossy();
+        name.strip_prefix(&file.stem())
+            .unwrap_or_default()
+            .to_owned()
+    };
+    // Whether the endings select chosen files only.
+    let mut endings: BTreeMap<String, bool> = BTreeMap::new();
+    for file in &entry.files {
+        let ending = ending_of(file);
+        let selects = !ending.is_empty() && is_chosen(file);
+        *endings.entry(ending).or_insert(true) &= selects;
+    }
+    let selects = |file: &&Detected| endings.get(&ending_of(file)) == Some(&true);
+    if files.len() == 1 || folder.contains(['*', '?', '[', ']']) || !files.iter().all(selects) {
+        return paths(files);
+    }
+    let chosen: BTreeSet<String> = files.iter().map(|file| ending_of(file)).collect();
+    let glob = |ending: &String| format!("{folder}/**/*{ending}");
+    chosen.iter().map(glob).collect()
+}
+
+/// Says what the files of a domain are.
+fn note(files: &[&Detected], shape: &Shape) -> String {
+    let first = files
+        .first()
+        .map_or_else(String::new, |file| file.describe());
+    let what = match files.len() {
+        1 => first,
+        count => format!("{count} files, the first: {first}"),
+    };
+    match shape {
+        Shape::Text => what,
+        _ => format!("{what}: {}", shape.describe()),
+    }
+}
+
+fn by_entry(entries: &[Entry]) -> Vec<FoundDomain> {
+    let (mut found, mut longer) = (Vec::new(), Vec::new());
+    for entry in entries {
+        let name = &entry.name;
+        let mut groups = entry.groups();
+        if entry.is_of_hub && groups.len() > 1 {
+            for (shape, files) in groups.drain(1..) {
+                say(&format!(
+                    "left out: {} with {}; name its files after the data set: {}/FILE",
+                    files[0].path.display(),
+                    shape.describe(),
+                    entry.path.display()
+                ));
+            }
+        }
+        for (number, (shape, files)) in groups.iter().enumerate() {
+            let stem = files[0].stem();
+            // The second names keep two files of one stem apart.
+            let names = match (entry.is_folder, number) {
+                (false, _) => [stem, name.clone()],
+                (true, 0) => [name.clone(), name.clone()],
+                (true, _) => [format!("{name}_{stem}"), format!("{name}_{stem}_{number}")],
+            };
+            let [name, other] = names.map(|name| domain_name(&name));
+            longer.push(other);
+            found.push(FoundDomain {
+                name,
+                files: patterns(entry, files),
+                shape: shape.clone(),
+                filter: None,
+                note: note(files, shape),
+            });
+        }
+    }
+    let names: Vec<String> = found.iter().map(|domain| domain.name.clone()).collect();
+    for (domain, longer) in found.iter_mut().zip(longer) {
+        let twins = names.iter().filter(|name| **name == domain.name).count();
+        if twins > 1 {
+            domain.name = longer;
+        }
+    }
+    // Names that are still the same, such as those of `a b.txt` and `a_b.txt`, get a number.
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for domain in &mut found {
+        let count = counts.entry(domain.name.clone()).or_default();
+        *count += 1;
+        if *count > 1 {
+            domain.name = format!("{}_{count}", domain.name);
+        }
+    }
+    found
+}
+
+fn by_field(entries: &[Entry], field: &str) -> Result<Vec<FoundDomain>> {
+    // The shape of most files is that of all domains.
+    let mut shapes: Vec<(Shape, Vec<&Detected>)> = Vec::new();
+    for (shape, files) in entries.iter().flat_map(Entry::groups) {
+        match shapes.iter_mut().find(|(other, _)| same(other, &shape)) {
+            Some((_, all)) => all.extend(files),
+            None => shapes.push((shape, files)),
+        }
+    }
+    shapes.retain(|(shape, _)| !matches!(shape, Shape::Text | Shape::Megatron));
+    shapes.sort_by_key(|(_, files)| std::cmp::Reverse(files.len()));
+    let none = || anyhow!("no record has the field `{field}`");
+    let Some((shape, files)) = shapes.first() else {
+        return Err(none()).usage();
+    };
+    for (other, left_out) in &shapes[1..] {
+        say(&format!(
+            "left out: {} files with {}; --domain-field needs the same fields in all files",
+            left_out.len(),
+            other.describe()
+        ));
+    }
+    let mut patterns_of_all = Vec::new();
+    for entry in entries {
+        let of_entry = |file: &&&Detected| entry.is_of_hub || file.path.starts_with(&entry.path);
+        let files: Vec<&Detected> = files.iter().filter(of_entry).copied().collect();
+        if !files.is_empty() {
+            patterns_of_all.extend(patterns(entry, &files));
+        }
+    }
+    let paths = files.iter().map(|file| file.path.display().to_string());
+    let source = DomainSource {
+        name: "data".to_owned(),
+        files: paths.collect(),
+        validation_files: Vec::new(),
+        format: None,
+        text: Template::field(field),
+        prompt: None,
+        chat: None,
+        tokens: None,
+        only: None,
+        limits: Limits::default(),
+    };
+    let values = field_values(&source, field).map_err(advise)?;
+    if values.is_empty() {
+        return Err(none()).usage();
+    }
+    let of_value = |value: String| FoundDomain {
+        name: domain_name(&value),
+        files: patterns_of_all.clone(),
+        shape: shape.clone(),
+        filter: Some((field.to_owned(), value)),
+        note: note(files, shape),
+    };
+    let domains: Vec<FoundDomain> = values.into_iter().map(of_value).collect();
+    for (index, domain) in domains.iter().enumerate() {
+        let mut before = domains[..index].iter();
+        let twin = before.find(|other| other.name == domain.name);
+        if let Some(((_, one), (_, other))) = twin
+            .and_then(|twin| twin.filter.as_ref())
+            .zip(domain.filter.as_ref())
+        {
+            let name = &domain.name;
+            return Err(anyhow!(
+                "the values `{one}` and `{other}` of `{field}` would both be the domain `{name}`"
+            ))
+            .usage();
+        }
+    }
+    Ok(domains)
+}
