@@ -15,6 +15,7 @@ use crate::{
     args, config,
     findings::fits,
     hint::Hint,
+    hub::{self, Wanted},
     output::print_json,
     phase::Phase,
     prepare,
@@ -54,10 +55,11 @@ struct Domain {
 pub fn run(args: &args::Shrink, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let mut settings = config::begin(&args.config, signals)?;
     let teacher = args.teacher.clone().or(settings.teacher.model.clone());
-    let teacher = teacher
+    let name = teacher
         .context("no teacher is given")
         .hint("pass --teacher, or set teacher.model")
         .usage()?;
+    let teacher = hub::model(&name)?;
     let student = args.out.clone().or(settings.student.model.clone());
     let student = student
         .context("no folder to write is given")
@@ -86,6 +88,7 @@ pub fn run(args: &args::Shrink, signals: &Signals, out: &mut dyn Write) -> Resul
     }
     // The student does not exist yet, and it will have the teacher's tokenizer.
     settings.corpus.tokenizer.get_or_insert(teacher.clone());
+    let settings = hub::located(&settings, &[Wanted::Corpus], &hub::pinned(&settings)?, Some(signals))?;
     signals.begin(Phase::Prepare)?;
     let corpus = prepare::open(&settings, prepare::Outdated::AsSet)?;
     let size = (
