@@ -23,8 +23,7 @@ use clap::Parser;
 use cli::{Cli, Command};
 use ddk_jobs::{
     bench, check, compare, demo, display, eval, export, hint, label, prepare, pretrain, report,
-    shrink,
-    signals::Signals, train,
+    shrink, signals::Signals, train,
 };
 
 fn main() -> ExitCode {

@@ -67,9 +67,7 @@ impl Schedule {
             return self.peak * step as f64 / self.warmup_steps as f64;
         }
         match self.decay(step) {
-            Some(left) if self.shape != Shape::Constant => {
-                self.end + (self.peak - self.end) * left
-            }
+            Some(left) if self.shape != Shape::Constant => self.end + (self.peak - self.end) * left,
             _ => self.peak,
         }
     }

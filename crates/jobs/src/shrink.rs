@@ -88,7 +88,12 @@ pub fn run(args: &args::Shrink, signals: &Signals, out: &mut dyn Write) -> Resul
     }
     // The student does not exist yet, and it will have the teacher's tokenizer.
     settings.corpus.tokenizer.get_or_insert(teacher.clone());
-    let settings = hub::located(&settings, &[Wanted::Corpus], &hub::pinned(&settings)?, Some(signals))?;
+    let settings = hub::located(
+        &settings,
+        &[Wanted::Corpus],
+        &hub::pinned(&settings)?,
+        Some(signals),
+    )?;
     signals.begin(Phase::Prepare)?;
     let corpus = prepare::open(&settings, prepare::Outdated::AsSet)?;
     let size = (
