@@ -117,7 +117,6 @@ pub fn run(args: &args::Shrink, signals: &Signals, out: &mut dyn Write) -> Resul
     let shallow = deep.with_layers(&numbers)?;
     let before = measuring.perplexities("the teacher", &deep)?;
     let after = measuring.perplexities("the student", &shallow)?;
-    drop(measuring);
 
     signals.begin(Phase::ExportModel)?;
     shallow.save(&student, &Export::new(&teacher))?;

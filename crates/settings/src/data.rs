@@ -156,9 +156,9 @@ pub struct Training {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mixture {
-    /// Mixture policy: `ddk`, `ddk-no-smoothing`, `excess`, `sheared` and `odm` adapt the mixture to the models; `equal`,
-    /// `natural` and `static` keep it fixed; `doremi` finds a fixed mixture in two preliminary runs; `doremi-proxy` is
-    /// only the second of these runs.
+    /// Mixture policy: `ddk`, `ddk-no-smoothing`, `excess`, `sheared` and `odm` adapt the mixture to the models;
+    /// `equal`, `natural` and `static` keep it fixed; `doremi` finds a fixed mixture in two preliminary runs;
+    /// `doremi-proxy` is only the second of these runs.
     #[default(MixturePolicy::Ddk)]
     pub policy: MixturePolicy,
     /// `ddk`: weight of the discrepancy relative to the uniform floor (alpha in Eq. 2).
