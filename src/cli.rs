@@ -7,7 +7,8 @@ use clap::{
     error::{ContextKind, ContextValue},
 };
 use ddk_jobs::args::{
-    Bench, Check, Compare, ConfigArgs, Demo, Eval, Export, Label, Prepare, Pretrain, Report, Train,
+    Bench, Check, Compare, ConfigArgs, Demo, Eval, Export, Label, Prepare, Pretrain, Report,
+    Shrink, Train,
 };
 
 /// What `ddk --version` prints. `make wheel` sets the commit.
@@ -63,6 +64,11 @@ pub enum Command {
     Data(DataCommand),
     /// Train a model with cross-entropy only, as specified in a [pretrain.NAME] section
     Pretrain(Pretrain),
+    /// Make a student from the teacher by leaving out the layers with the least influence
+    ///
+    /// Measures on the validation documents of the configuration how much each layer changes its input, and keeps the
+    /// layers that change it most (ShortGPT, arXiv 2403.03853). Prints the perplexity of each domain before and after.
+    Shrink(Shrink),
     /// Compute the teacher's outputs ahead of time and store them in teacher.cache.dir
     ///
     /// Computes what the cache lacks, and measures the teacher's perplexities. Runs that use the cache then need only

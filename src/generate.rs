@@ -186,8 +186,9 @@ struct Speaker {
 
 impl Speaker {
     fn open(name: String, folder: &Path, args: &cli::Generate) -> Result<Self> {
-        let tokenizer = TokenizerFolder::open(folder, None)
-            .hint("copy the model's tokenizer.json to its folder")?;
+        let tokenizer = TokenizerFolder::open(folder, None).hint(
+            "for a run, name its student, RUN/student; for another model, add its tokenizer.json",
+        )?;
         let device = parse_device(&args.device).usage()?;
         let template = args.chat.then(|| {
             ChatTemplate::open(&tokenizer).hint(

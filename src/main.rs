@@ -23,7 +23,7 @@ use clap::Parser;
 use cli::{Cli, Command};
 use ddk_jobs::{
     bench, check, compare, demo, display, eval, export, hint, label, prepare, pretrain, report,
-    signals::Signals, train,
+    shrink, signals::Signals, train,
 };
 
 fn main() -> ExitCode {
@@ -56,6 +56,7 @@ fn run(command: &Command, out: &mut dyn Write) -> anyhow::Result<()> {
         Command::Prepare(args) => prepare::run(args, &signals()?),
         Command::Data(args) => data::run(args, out),
         Command::Pretrain(args) => pretrain::run(args, &signals()?),
+        Command::Shrink(args) => shrink::run(args, &signals()?, out),
         Command::Label(args) => label::run(args, &signals()?),
         Command::Train(args) => train::run(args, &signals()?, out),
         Command::Compare(args) => compare::run(args, &signals()?, out),

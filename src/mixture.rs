@@ -137,6 +137,7 @@ fn explain(args: &cli::Mixture) -> Result<Explanation> {
     let feedback = Feedback {
         perplexities: Some(&perplexities),
         training: &TrainingSums::new(count),
+        decay_left: 1.0,
     };
     let weights = policy.next(&previous, &feedback)?.weights;
     let alpha = policy.alpha();

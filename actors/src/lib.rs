@@ -50,7 +50,7 @@ pub use ddk_run::records::StopReason;
 pub use error::RunError;
 pub use interval::Interval;
 pub use messages::{End, Outcome};
-pub use plan::{Live, RunPlan};
+pub use plan::{DecayLeft, Live, RunPlan};
 pub use ports::{Observer, Peers, PortError, Rows, StepReport, Student, Teacher, Work};
 pub use run::{Generation, Run, RunHandle};
 pub use state::{Fork, LoopState, LossHistory, Totals};

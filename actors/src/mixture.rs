@@ -112,9 +112,11 @@ impl Scheduler {
             return Verdict::Finish(StopReason::Patience);
         }
         let mut policy = last.policy.clone();
+        let first_step = last.last_step() + 1;
         let feedback = Feedback {
             perplexities: is_measured.then_some(&perplexities),
             training: &ended.training,
+            decay_left: self.plan.decay_left.at(first_step),
         };
         let decision = match last.next_index() {
             0 => policy.first(&self.plan.natural, &perplexities),
@@ -127,7 +129,6 @@ impl Scheduler {
                 Some(refused.to_string()),
             ),
         };
-        let first_step = last.last_step() + 1;
         let until = |last: u64| (last + 1).saturating_sub(first_step);
         let end = self.plan.interval_end.map(until).filter(|left| *left > 0);
         let limits = [self.plan.max_steps.map(until), end].into_iter().flatten();

@@ -1,6 +1,6 @@
 //! The plan of a run, and the settings that may change while it trains.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use ddk_run::{
     Assignments,
@@ -51,6 +51,8 @@ pub struct RunPlan {
     pub evaluation_every: Option<u64>,
     /// Whether to save a checkpoint at each evaluation that is the best so far, in addition to the scheduled ones.
     pub keep_best: bool,
+    /// The share of the learning rate's decay that is left at a step.
+    pub decay_left: DecayLeft,
     /// Maximum epochs of a domain.
     pub max_passes: Option<f64>,
     /// Micro-batches that may wait in a queue. 0: they are handed over directly.
@@ -75,6 +77,28 @@ pub struct RunPlan {
     pub teacher_evaluation_seconds: Option<f64>,
     /// Approximate size of a checkpoint; 0 if unknown.
     pub checkpoint_bytes: u64,
+}
+
+/// The share of the learning rate's decay that is left at a step (from 1): 1 before the decay begins, 0 at its end.
+#[derive(Clone)]
+pub struct DecayLeft(Arc<dyn Fn(u64) -> f64 + Send + Sync>);
+
+impl DecayLeft {
+    /// Computes the share from the step.
+    pub fn new(of_step: impl Fn(u64) -> f64 + Send + Sync + 'static) -> Self {
+        Self(Arc::new(of_step))
+    }
+
+    /// The share at a step.
+    pub fn at(&self, step: u64) -> f64 {
+        self.0(step)
+    }
+}
+
+impl fmt::Debug for DecayLeft {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("DecayLeft")
+    }
 }
 
 /// The settings of a running run. Some may change, so read them here whenever they are needed.

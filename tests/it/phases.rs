@@ -254,7 +254,7 @@ fn a_run_on_a_terminal_ends_with_its_table_and_what_to_do_next() {
         "evaluation after step 8: mean gap ",
         "; weights ",
         "report: runs/small/report.html",
-        "next: ddk generate runs/small/student --prompt ",
+        "next: ddk generate --model runs/small/student --prompt ",
         "ddk eval config.toml --model runs/small/student",
         "ddk export runs/small --out FOLDER",
         "ddk serve runs",

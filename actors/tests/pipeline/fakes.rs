@@ -12,7 +12,7 @@ use std::{
 };
 
 use ddk_actors::{
-    Generation, LoopState, Outcome, Peers, PortError, Run, RunError, RunPlan, StopReason,
+    DecayLeft, Generation, LoopState, Outcome, Peers, PortError, Run, RunError, RunPlan, StopReason,
 };
 use ddk_mixture::{Ddk, InitialMixture, Policy};
 use ddk_run::{CheckpointStore, Journal, Lengths, Overrides, Retention, control::Command};
@@ -71,6 +71,7 @@ impl World {
                 lag: 0,
                 evaluation_every: None,
                 keep_best: false,
+                decay_left: DecayLeft::new(|step| 1.0 - (step.min(17) as f64) / 17.0),
                 max_passes: None,
                 queue_depth: 2,
                 replicas: 1,

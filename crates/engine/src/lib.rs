@@ -1,6 +1,6 @@
 //! What a worker does with models: run the teacher on a batch ([`Teacher`]), train a step ([`Student`], or TED's
-//! [`FilterStage`]), measure perplexity ([`Evaluation`]), generate text ([`Generator`]), copy the state for a
-//! checkpoint ([`Trainable::snapshot`]), and count floating-point operations ([`FlopCounter`]).
+//! [`FilterStage`]), measure perplexity and the influence of layers ([`Evaluation`]), generate text ([`Generator`]),
+//! copy the state for a checkpoint ([`Trainable::snapshot`]), and count floating-point operations ([`FlopCounter`]).
 //!
 //! Everything here runs synchronously on the calling thread and returns numbers. `ddk-actors` decides when to call
 //! it and on which thread. Build a model on the thread that uses it, because libtorch keeps grad mode and thread
@@ -24,6 +24,7 @@ mod filter_stage;
 mod filters;
 mod flops;
 mod generate;
+mod influence;
 mod labels;
 mod options;
 mod parallel;

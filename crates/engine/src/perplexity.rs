@@ -119,7 +119,7 @@ impl Evaluation {
     }
 
     /// The documents with predictions in batches, with the domain of each batch.
-    fn batches(&self) -> Vec<(usize, Vec<&Sequence>)> {
+    pub(crate) fn batches(&self) -> Vec<(usize, Vec<&Sequence>)> {
         let mut batches = Vec::new();
         for (domain, documents) in self.validation.iter().enumerate() {
             let documents = documents.iter();

@@ -66,21 +66,34 @@ impl Schedule {
         if step < self.warmup_steps {
             return self.peak * step as f64 / self.warmup_steps as f64;
         }
+        match self.decay(step) {
+            Some(left) if self.shape != Shape::Constant => self.end + (self.peak - self.end) * left,
+            _ => self.peak,
+        }
+    }
+
+    /// The share of the decay that is left at a step: 1 until the decay begins, 0 at `total_steps`. It depends on no
+    /// learning rate. For a constant rate, it falls in a straight line after the warm-up.
+    pub fn decay_left(&self, step: u64) -> f64 {
+        self.decay(step).unwrap_or(1.0)
+    }
+
+    /// The share of the decay that is left, once the decay has begun.
+    fn decay(&self, step: u64) -> Option<f64> {
         let start = self.decay_start();
         let span = self.total_steps.saturating_sub(start);
         if span == 0 || step < start {
-            return self.peak;
+            return None;
         }
         let progress = ((step - start) as f64 / span as f64).min(1.0);
-        // The part of the way from the end value to the peak that is left.
-        let left = match self.shape {
-            Shape::Constant => return self.peak,
+        Some(match self.shape {
             Shape::Cosine
             | Shape::Wsd {
                 form: DecayForm::Cosine,
                 ..
             } => 0.5 * (1.0 + (PI * progress).cos()),
             Shape::Linear
+            | Shape::Constant
             | Shape::Wsd {
                 form: DecayForm::Linear,
                 ..
@@ -89,8 +102,7 @@ impl Schedule {
                 form: DecayForm::OneMinusSqrt,
                 ..
             } => 1.0 - progress.sqrt(),
-        };
-        self.end + (self.peak - self.end) * left
+        })
     }
 
     /// The last step at the peak: the end of the warm-up, or of the stable part.
@@ -113,6 +125,27 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_decay_that_is_left_is_that_of_the_learning_rate_whatever_the_rates_are() {
+        for step in [1, 500, 1_000, 9_000, 29_999, 30_000, 40_000] {
+            let left = PAPER.decay_left(step);
+            let of_rates = (PAPER.learning_rate(step) - PAPER.end) / (PAPER.peak - PAPER.end);
+            let expected = if step < 1_000 { 1.0 } else { of_rates };
+            assert!((left - expected).abs() < 1e-9, "step {step}: {left}");
+            let level = Schedule {
+                end: PAPER.peak,
+                ..PAPER
+            };
+            assert_eq!(level.decay_left(step), left);
+        }
+        let constant = Schedule {
+            shape: Shape::Constant,
+            ..PAPER
+        };
+        assert_eq!(constant.decay_left(15_500), 0.5);
+        assert_eq!(constant.learning_rate(15_500), PAPER.peak);
+    }
 
     /// The paper's schedule: 0 to 3e-5 in 1,000 steps, then cosine to 3e-6 at step 30,000.
     const PAPER: Schedule = Schedule {

@@ -197,8 +197,9 @@ impl HubError {
             Self::Offline { command, .. } => format!(
                 "run `{command}` where there is a connection and copy the cache here, or unset HF_HUB_OFFLINE"
             ),
-            Self::Unreachable { .. } => "the same command resumes the download; without a connection, set \
-                                         HF_HUB_OFFLINE=1 to use only the cache, and for a mirror HF_ENDPOINT"
+            Self::Unreachable { .. } => "if it is a path, there is no such folder here; otherwise, the same command \
+                                         resumes the download. Without a connection, set HF_HUB_OFFLINE=1 to use \
+                                         only the cache; for a mirror, set HF_ENDPOINT"
                 .to_owned(),
             Self::NotAHub { .. } => "check HF_ENDPOINT".to_owned(),
             Self::BadToken => {

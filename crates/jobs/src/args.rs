@@ -78,6 +78,26 @@ pub struct Prepare {
     pub verify: bool,
 }
 
+/// Arguments of [`crate::shrink`].
+#[derive(Debug, Args)]
+pub struct Shrink {
+    /// The settings.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Folder of the model to shrink; default: teacher.model
+    #[arg(long, value_name = "DIR")]
+    pub teacher: Option<PathBuf>,
+    /// Number of layers to keep
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub layers: u64,
+    /// Folder to write; default: student.model
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Print the measurements as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of [`crate::pretrain`].
 #[derive(Debug, Args)]
 pub struct Pretrain {

@@ -63,7 +63,10 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     }
     let problems = found.problems();
     found.title(&match problems {
-        0 => "ready: start the run with ddk train".to_owned(),
+        0 => match args.config.files.first() {
+            Some(file) => format!("ready: ddk train {} starts the run", file.display()),
+            None => "ready: ddk train starts the run".to_owned(),
+        },
         1 => "1 problem".to_owned(),
         count => format!("{count} problems"),
     });

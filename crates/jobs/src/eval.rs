@@ -55,8 +55,9 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
     let vocabulary = corpus.tokenizer.vocabulary();
     let size = (vocabulary, settings.corpus.sequence_length);
     for folder in std::iter::once(&first).chain(&second) {
-        let own = TokenizerFolder::open(folder, settings.corpus.eos_token.as_deref())
-            .hint("copy the model's tokenizer.json to its folder")?;
+        let own = TokenizerFolder::open(folder, settings.corpus.eos_token.as_deref()).hint(
+            "for a run, name its student, RUN/student; for another model, add its tokenizer.json",
+        )?;
         compatible(&own, &corpus.tokenizer).hint(
             "the corpus was tokenized for another model: set corpus.tokenizer to this one's folder",
         )?;

@@ -40,6 +40,7 @@ mod printer;
 pub mod progress;
 mod ranks;
 pub mod report;
+pub mod shrink;
 pub mod signals;
 mod sources;
 pub mod suited;

@@ -29,6 +29,9 @@ pub struct Feedback<'a> {
     pub perplexities: Option<&'a Perplexities>,
     /// Sums over the sequences that were trained on.
     pub training: &'a TrainingSums,
+    /// Share of the learning rate's decay that is left when the next interval begins: 1 until the warm-up has ended,
+    /// 0 at the schedule's end.
+    pub decay_left: f64,
 }
 
 impl Feedback<'_> {

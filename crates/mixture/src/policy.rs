@@ -3,6 +3,7 @@
 mod ddk;
 mod ddk_no_smoothing;
 mod doremi_proxy;
+mod excess;
 mod fixed;
 mod odm;
 mod sheared;
@@ -13,8 +14,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    ddk::Ddk, ddk_no_smoothing::DdkNoSmoothing, doremi_proxy::DoremiProxy, fixed::Fixed, odm::Odm,
-    sheared::Sheared,
+    ddk::Ddk, ddk_no_smoothing::DdkNoSmoothing, doremi_proxy::DoremiProxy, excess::Excess,
+    fixed::Fixed, odm::Odm, sheared::Sheared,
 };
 use crate::{Decision, Feedback, Needs, Perplexities, Refused};
 
@@ -24,6 +25,8 @@ use crate::{Decision, Feedback, Needs, Perplexities, Refused};
 pub enum MixturePolicy {
     /// Eq. 1 and 2 of the DDK paper.
     Ddk,
+    /// Shares in proportion to the excess loss over the teacher, fading to equal shares.
+    Excess,
     /// Eq. 1 at each interval.
     DdkNoSmoothing,
     /// The same share for each domain.
@@ -46,7 +49,7 @@ impl MixturePolicy {
     /// What it needs to know at the end of an interval.
     pub fn needs(self) -> Needs {
         match self {
-            Self::Ddk | Self::DdkNoSmoothing | Self::Sheared => Needs::Perplexities,
+            Self::Ddk | Self::DdkNoSmoothing | Self::Excess | Self::Sheared => Needs::Perplexities,
             Self::Equal | Self::Natural | Self::Static | Self::Doremi => Needs::Nothing,
             Self::Odm => Needs::Losses,
             Self::DoremiProxy => Needs::Excess,
@@ -62,7 +65,7 @@ impl MixturePolicy {
     pub fn is_fixed(self) -> bool {
         match self {
             Self::Equal | Self::Natural | Self::Static => true,
-            Self::Ddk | Self::DdkNoSmoothing | Self::Sheared => false,
+            Self::Ddk | Self::DdkNoSmoothing | Self::Excess | Self::Sheared => false,
             Self::Odm | Self::Doremi | Self::DoremiProxy => false,
         }
     }
@@ -71,7 +74,7 @@ impl MixturePolicy {
     pub fn moves_every_step(self) -> bool {
         match self {
             Self::Odm | Self::Doremi | Self::DoremiProxy => true,
-            Self::Ddk | Self::DdkNoSmoothing | Self::Sheared => false,
+            Self::Ddk | Self::DdkNoSmoothing | Self::Excess | Self::Sheared => false,
             Self::Equal | Self::Natural | Self::Static => false,
         }
     }
@@ -91,6 +94,7 @@ impl fmt::Display for MixturePolicy {
 pub enum Policy {
     Ddk(Ddk),
     DdkNoSmoothing(DdkNoSmoothing),
+    Excess(Excess),
     Fixed(Fixed),
     Sheared(Sheared),
     Odm(Odm),
@@ -103,6 +107,7 @@ impl Policy {
         match self {
             Self::Ddk(_) => MixturePolicy::Ddk,
             Self::DdkNoSmoothing(_) => MixturePolicy::DdkNoSmoothing,
+            Self::Excess(_) => MixturePolicy::Excess,
             Self::Fixed(policy) => policy.origin,
             Self::Sheared(_) => MixturePolicy::Sheared,
             Self::Odm(_) => MixturePolicy::Odm,
@@ -120,6 +125,7 @@ impl Policy {
         match self {
             Self::Ddk(policy) => policy.update_every,
             Self::DdkNoSmoothing(policy) => policy.update_every,
+            Self::Excess(policy) => policy.update_every,
             Self::Fixed(policy) => policy.update_every,
             Self::Sheared(policy) => policy.update_every,
             Self::Odm(_) | Self::DoremiProxy(_) => 1,
@@ -142,6 +148,7 @@ impl Policy {
         match self {
             Self::Ddk(policy) => policy.first(natural, at_start),
             Self::DdkNoSmoothing(policy) => policy.first(natural, at_start),
+            Self::Excess(policy) => policy.first(at_start),
             Self::Fixed(policy) => policy.decision(),
             Self::Sheared(policy) => policy.first(natural, at_start),
             Self::Odm(policy) => policy.first(natural),
@@ -158,6 +165,7 @@ impl Policy {
         match self {
             Self::Ddk(policy) => policy.next(feedback),
             Self::DdkNoSmoothing(policy) => policy.next(feedback),
+            Self::Excess(policy) => policy.next(weights, feedback),
             Self::Fixed(policy) => policy.decision(),
             Self::Sheared(policy) => policy.next(weights, feedback),
             Self::Odm(policy) => policy.next(weights, feedback),
@@ -171,6 +179,7 @@ impl Policy {
         match self {
             Self::Ddk(policy) => Self::Ddk(policy.of_domains(kept)),
             Self::DdkNoSmoothing(policy) => Self::DdkNoSmoothing(policy.clone()),
+            Self::Excess(policy) => Self::Excess(policy.of_domains(kept)),
             Self::Fixed(policy) => Self::Fixed(policy.of_domains(kept)),
             Self::Sheared(policy) => Self::Sheared(policy.of_domains(kept)),
             Self::Odm(policy) => Self::Odm(policy.of_domains(kept)),

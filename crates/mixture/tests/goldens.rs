@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_mixture::{
-    Ddk, DdkNoSmoothing, DoremiProxy, Feedback, InitialMixture, Odm, Perplexities, Policy, Sheared,
-    TrainingSums,
+    Ddk, DdkNoSmoothing, DoremiProxy, Excess, Feedback, InitialMixture, Odm, Perplexities, Policy,
+    Sheared, TrainingSums,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -34,6 +34,7 @@ fn next(policy: &mut Policy, weights: &[f64], perplexities: &Perplexities) -> Ve
     let feedback = Feedback {
         perplexities: Some(perplexities),
         training: &TrainingSums::new(weights.len()),
+        decay_left: 1.0,
     };
     policy.next(weights, &feedback).unwrap().weights
 }
@@ -113,6 +114,7 @@ fn the_proxy_of_doremi_is_the_papers_algorithm() {
         let feedback = Feedback {
             perplexities: None,
             training: &training,
+            decay_left: 1.0,
         };
         let decision = policy.next(&weights, &feedback).unwrap();
         weights = decision.weights;
@@ -144,6 +146,7 @@ fn a_domain_that_was_never_drawn_has_the_score_of_knowing_nothing() {
     let feedback = Feedback {
         perplexities: None,
         training: &training,
+        decay_left: 1.0,
     };
     let decision = policy.next(&[0.5, 0.5], &feedback).unwrap();
     assert_eq!(decision.excess.unwrap(), [0.2, 8192_f64.ln()]);
@@ -255,6 +258,7 @@ fn odm_follows_its_trajectory() {
             let feedback = Feedback {
                 perplexities: None,
                 training: &training,
+                decay_left: 1.0,
             };
             weights = policy.next(&weights, &feedback).unwrap().weights;
             assert_near(
@@ -264,4 +268,52 @@ fn odm_follows_its_trajectory() {
             );
         }
     }
+}
+
+#[test]
+fn excess_follows_its_trajectory() {
+    let trajectories = &trajectories()["excess"];
+    assert_eq!(trajectories.as_array().unwrap().len(), 4);
+    for trajectory in trajectories.as_array().unwrap() {
+        let number = |key: &str| trajectory[key].as_f64().unwrap();
+        let lag = number("lag") as u64;
+        let mut policy = Policy::Excess(Excess::new(number("alpha"), number("gain"), 10, lag));
+        let expected = trajectory["weights"].as_array().unwrap();
+        let decay_left = numbers(&trajectory["decay_left"]);
+        let count = numbers(&trajectory["teacher"]).len();
+        let mut weights = vec![1.0 / count as f64; count];
+        for (interval, perplexities) in perplexities(trajectory).iter().enumerate() {
+            policy = restarted(&policy);
+            let feedback = Feedback {
+                perplexities: Some(perplexities),
+                training: &TrainingSums::new(count),
+                decay_left: decay_left[interval],
+            };
+            weights = match interval {
+                0 => policy.first(&weights, perplexities),
+                _ => policy.next(&weights, &feedback),
+            }
+            .unwrap()
+            .weights;
+            assert_near(
+                &weights,
+                &numbers(&expected[interval]),
+                &format!("lag {lag}, interval {interval}"),
+            );
+        }
+    }
+}
+
+/// A student with ratios of 300 and more, as after pruning: the paper's exponential gives one domain everything.
+#[test]
+fn excess_does_not_saturate() {
+    let pruned = Perplexities {
+        student: vec![300.0, 600.0, 1900.0, 450.0],
+        teacher: vec![1.0; 4],
+    };
+    let first = |mut policy: Policy| policy.first(&[0.25; 4], &pruned).unwrap().weights;
+    let ddk = first(Policy::Ddk(Ddk::new(0.5, 10, InitialMixture::Discrepancy)));
+    assert!(ddk.iter().copied().fold(0.0, f64::max) > 0.999);
+    let excess = first(Policy::Excess(Excess::new(0.8, 1.0, 10, 0)));
+    assert!(excess.iter().all(|weight| (0.2..0.3).contains(weight)));
 }

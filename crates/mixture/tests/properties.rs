@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_mixture::{
-    Ddk, DdkNoSmoothing, DoremiProxy, Feedback, Fixed, InitialMixture, MixturePolicy, Needs, Odm,
-    Perplexities, Policy, Quota, Sheared, TrainingSums, interval_order, limit, shares_of_domains,
-    smooth_update,
+    Ddk, DdkNoSmoothing, DoremiProxy, Excess, Feedback, Fixed, InitialMixture, MixturePolicy,
+    Needs, Odm, Perplexities, Policy, Quota, Sheared, TrainingSums, interval_order, limit,
+    shares_of_domains, smooth_update,
 };
 use proptest::prelude::*;
 
@@ -44,6 +44,8 @@ fn policies(natural: &[f64], alpha: f64) -> Vec<Policy> {
     vec![
         Policy::Ddk(Ddk::new(alpha, 10, InitialMixture::Natural)),
         Policy::DdkNoSmoothing(DdkNoSmoothing::new(10, InitialMixture::Equal)),
+        Policy::Excess(Excess::new(alpha, 1.0, 10, 0)),
+        Policy::Excess(Excess::new(alpha, 0.5, 10, 1)),
         Policy::Fixed(Fixed::new(MixturePolicy::Static, natural, 10)),
         Policy::Sheared(Sheared::new(10, InitialMixture::Discrepancy, reference)),
         Policy::Odm(Odm::new(alpha * 0.99)),
@@ -55,7 +57,7 @@ fn policies(natural: &[f64], alpha: f64) -> Vec<Policy> {
 fn floor(policy: &Policy, natural: &[f64], alpha: f64, turn: u64) -> f64 {
     let count = natural.len() as f64;
     match policy {
-        Policy::Ddk(_) => (1.0 - alpha) / count,
+        Policy::Ddk(_) | Policy::Excess(_) => (1.0 - alpha) / count,
         Policy::Fixed(_) => natural.iter().copied().fold(1.0, f64::min),
         Policy::Odm(_) => (count.ln() / (count * turn as f64)).sqrt().min(1.0 / count),
         Policy::DoremiProxy(_) => alpha / count,
@@ -105,7 +107,7 @@ proptest! {
             let mut weights = policy.first(&natural, &at_start).unwrap().weights;
             for (turn, values) in (2..).zip(&intervals) {
                 let (measured, training) = feedback_of(&values[..count]);
-                let feedback = Feedback { perplexities: Some(&measured), training: &training };
+                let feedback = Feedback { perplexities: Some(&measured), training: &training, decay_left: 0.7 };
                 let text = serde_json::to_string(&policy).unwrap();
                 let mut other: Policy = serde_json::from_str(&text).unwrap();
                 let decision = policy.next(&weights, &feedback).unwrap();
@@ -124,7 +126,7 @@ proptest! {
             let weights = shares_of_domains(&weights, &kept);
             let ones = vec![(0.0, 1, true); kept.len()];
             let (measured, training) = feedback_of(&ones);
-            let feedback = Feedback { perplexities: Some(&measured), training: &training };
+            let feedback = Feedback { perplexities: Some(&measured), training: &training, decay_left: 0.7 };
             let decision = forked.next(&weights, &feedback).unwrap();
             prop_assert_eq!(decision.weights.len(), kept.len(), "{}", name);
             prop_assert!((decision.weights.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{name} forked");
@@ -150,7 +152,7 @@ proptest! {
                 training.add_row(domain, value, value, 1);
             }
             let perplexities = of_ratios(&ratios);
-            let feedback = Feedback { perplexities: Some(&perplexities), training: &training };
+            let feedback = Feedback { perplexities: Some(&perplexities), training: &training, decay_left: 0.7 };
             let decision = policy.next(&weights, &feedback);
             prop_assert_eq!(decision.is_err(), policy.needs() != Needs::Nothing, "{}", policy.name());
             prop_assert_eq!(&policy, &before, "{}", policy.name());
@@ -354,6 +356,7 @@ fn what_was_not_finite_is_still_that_in_a_checkpoint() {
     let feedback = Feedback {
         perplexities: None,
         training: &read,
+        decay_left: 1.0,
     };
     for mut policy in policies(&[0.5, 0.5], 0.5) {
         if matches!(policy.needs(), Needs::Losses | Needs::Excess) {
@@ -381,6 +384,7 @@ fn what_no_model_can_have_is_named() {
         let feedback = Feedback {
             perplexities: Some(&of(bad)),
             training: &TrainingSums::new(2),
+            decay_left: 1.0,
         };
         let said = policy.next(&[0.5, 0.5], &feedback).unwrap_err().to_string();
         assert!(said.contains("student's perplexity of domain 1"), "{said}");

@@ -82,11 +82,66 @@ def odm(smoothing):
     return {"smoothing": smoothing, "losses": losses, "weights": all_weights}
 
 
+# Perplexities of the student at each evaluation, and of the teacher.
+UNEVEN = (
+    [[90.0, 30.0, 8.0], [60.0, 28.0, 7.9], [41.0, 27.0, 8.1], [33.0, 24.0, 7.6], [30.0, 21.0, 7.5]],
+    [20.0, 18.0, 8.0],
+)
+# The first domain reaches the cap.
+CAPPED = (
+    [[900.0, 6.0, 7.0, 8.0, 9.0], [700.0, 6.0, 6.9, 7.9, 9.1], [400.0, 5.5, 6.0, 7.7, 9.0]],
+    [9.0, 5.0, 6.0, 7.0, 8.5],
+)
+
+
+def excess(alpha, gain, lag, case=UNEVEN):
+    """Shares by the excess, as docs/methods.md states it: some domains are past their teacher.
+
+    The list of gaps is that of the evaluations; with a lag, decision k uses evaluation k - 1 (the first one twice).
+    """
+    student, teacher = case
+    decay_left = [1.0, 1.0, 0.75, 0.25, 0.0][: len(student)]
+    gaps = [[math.log(s) - math.log(t) for s, t in zip(now, teacher)] for now in student]
+    count = len(teacher)
+    average = lambda values: math.fsum(values) / count
+    # u at the end of interval k, from the gaps before and after it and the weights in it.
+    drawn, values, decisions = [], None, []
+    for decision in range(len(student)):
+        evaluation = max(decision - lag, 0)
+        now = gaps[evaluation]
+        # Interval `evaluation - 1` ended at this evaluation; nothing is learned from interval 0.
+        if evaluation >= 2:
+            drop = [before - after for before, after in zip(gaps[evaluation - 1], now)]
+            scale = max(average(drop), 0.002)
+            u = [
+                math.log((max(d, 0.0) + 0.1 * scale) / (w + 1 / count)) for d, w in zip(drop, drawn[evaluation - 1])
+            ]
+            clipped = [min(max(value - average(u), -1.0), 1.0) for value in u]
+            values = clipped if values is None else [(old + new) / 2 for old, new in zip(values, clipped)]
+        excess = [max(gap, 0.0) for gap in now]
+        m = max(average(excess), 0.02)
+        powers = [(e + 0.1 * m) * math.exp(gain * v) for e, v in zip(excess, values or [0.0] * count)]
+        fade = alpha * decay_left[decision]
+        target = normalized([min(fade * q + (1 - fade) / count, 2.5 / count) for q in normalized(powers)])
+        drawn.append(target if not drawn else [(old + new) / 2 for old, new in zip(drawn[-1], target)])
+        decisions.append(evaluation)
+    return {
+        "alpha": alpha,
+        "gain": gain,
+        "lag": lag,
+        "teacher": teacher,
+        "student": [student[evaluation] for evaluation in decisions],
+        "decay_left": decay_left,
+        "weights": drawn,
+    }
+
+
 folder = pathlib.Path(__file__).parent
 given = [2.0, 1.9, 2.1, 1.7]
 trajectories = {
     "no_smoothing": no_smoothing(),
     "sheared": [sheared([math.log(t) for t in PPL_TEACHER]), sheared(given)],
     "odm": [odm(0.9), odm(0.0)],
+    "excess": [excess(0.8, 1.0, 0), excess(0.9, 0.0, 0), excess(0.8, 1.0, 1), excess(0.8, 1.0, 0, CAPPED)],
 }
 (folder / "trajectories.json").write_text(json.dumps(trajectories, indent=1) + "\n")

@@ -119,6 +119,16 @@ impl ModelConfig {
         Ok(Self { design, raw })
     }
 
+    /// The whole file.
+    pub(crate) fn raw(&self) -> &Map<String, Value> {
+        &self.raw
+    }
+
+    /// Reads a changed copy of [`Self::raw`].
+    pub(crate) fn of_raw(raw: Map<String, Value>) -> Result<Self, ModelError> {
+        Self::parse(Value::Object(raw), Path::new("config.json"))
+    }
+
     pub(crate) fn design(&self) -> &ArchitectureSpec {
         &self.design
     }

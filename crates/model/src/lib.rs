@@ -43,6 +43,7 @@ mod parts;
 mod replace;
 pub mod safetensors;
 mod shared_weights;
+mod shrink;
 mod spec;
 mod trace;
 mod weights;

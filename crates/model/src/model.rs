@@ -215,6 +215,11 @@ impl Model {
         &self.config
     }
 
+    /// Where the weights are.
+    pub(crate) fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
     /// The device that holds the final hidden states.
     pub fn device(&self) -> Device {
         self.placement.last()

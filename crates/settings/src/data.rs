@@ -156,9 +156,9 @@ pub struct Training {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mixture {
-    /// Mixture policy: `ddk`, `ddk-no-smoothing`, `sheared` and `odm` adapt the mixture to the models; `equal`,
-    /// `natural` and `static` keep it fixed; `doremi` finds a fixed mixture in two preliminary runs; `doremi-proxy` is
-    /// only the second of these runs.
+    /// Mixture policy: `ddk`, `ddk-no-smoothing`, `excess`, `sheared` and `odm` adapt the mixture to the models;
+    /// `equal`, `natural` and `static` keep it fixed; `doremi` finds a fixed mixture in two preliminary runs;
+    /// `doremi-proxy` is only the second of these runs.
     #[default(MixturePolicy::Ddk)]
     pub policy: MixturePolicy,
     /// `ddk`: weight of the discrepancy relative to the uniform floor (alpha in Eq. 2).
@@ -179,9 +179,18 @@ pub struct Mixture {
     /// weights, or the `discrepancy` of Eq. 1. `odm` always starts with equal weights, as its formula requires.
     #[default(InitialMixture::Natural)]
     pub initial: InitialMixture,
-    /// Maximum number of epochs over a domain. After that, the other domains share its weight. Default: no limit.
+    /// Maximum number of epochs over a domain. After that, the other domains share its weight. Default: 8 for `excess`,
+    /// otherwise no limit.
     #[schemars(range(min = 1, max = LARGE))]
     pub max_epochs: Option<f64>,
+    /// `excess`: weight of the excess relative to equal weights, before the learning rate decays.
+    #[default = 0.8]
+    #[schemars(range(min = 0, max = 1))]
+    pub excess_alpha: f64,
+    /// `excess`: exponent of what a domain gained per share of the mixture. With 0, only the gaps count.
+    #[default = 1.0]
+    #[schemars(range(min = 0))]
+    pub excess_gain: f64,
     /// `odm`: fraction of a domain's estimated reward that an update keeps.
     #[default = 0.9]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
@@ -208,3 +217,14 @@ pub struct Mixture {
     #[schemars(extend("additionalProperties" = {"type": "number", "minimum": 0}))]
     pub reference_loss: BTreeMap<String, f64>,
 }
+
+impl Mixture {
+    /// Maximum number of epochs over a domain; `None` if there is no limit.
+    pub fn most_epochs(&self) -> Option<f64> {
+        let default = (self.policy == MixturePolicy::Excess).then_some(EXCESS_EPOCHS);
+        self.max_epochs.or(default)
+    }
+}
+
+/// Steering could otherwise repeat a small domain with a large gap without end.
+const EXCESS_EPOCHS: f64 = 8.0;

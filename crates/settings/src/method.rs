@@ -29,10 +29,12 @@ pub enum Method {
     DdkNoSmoothing,
     /// Forward KL, equal weights.
     DdkEqual,
+    /// Forward KL, shares by the excess loss. Not in the paper.
+    Excess,
 }
 
 impl Method {
-    /// All names, in the order of the paper.
+    /// All names, in the order of the paper, then those that are not in it.
     pub fn names() -> impl Iterator<Item = &'static str> {
         Self::VARIANTS.iter().copied()
     }
@@ -48,6 +50,7 @@ impl Method {
             Self::Ddk => (MixturePolicy::Ddk, ObjectiveName::ForwardKl),
             Self::DdkNoSmoothing => (MixturePolicy::DdkNoSmoothing, ObjectiveName::ForwardKl),
             Self::DdkEqual => (MixturePolicy::Equal, ObjectiveName::ForwardKl),
+            Self::Excess => (MixturePolicy::Excess, ObjectiveName::ForwardKl),
         };
         [
             ("mixture.policy", policy.to_string()),

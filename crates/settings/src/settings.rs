@@ -18,7 +18,7 @@ pub struct Settings {
     /// Method, named as in the paper's tables. It sets the defaults of `mixture.policy` and `objective.name`: `cpt`
     /// (natural, ce), `cpt-doremi` (doremi, ce), `kd` (natural, forward_kl), `ted` (natural, ted), `minillm` (natural,
     /// reverse_kl), `ddk` (ddk, forward_kl), `ddk-no-smoothing` (ddk-no-smoothing, forward_kl), `ddk-equal` (equal,
-    /// forward_kl). Must come before the first table of a file.
+    /// forward_kl), `excess` (excess, forward_kl). Must come before the first table of a file.
     // On resume, DDK compares the two settings that it stands for.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub method: Option<Method>,

@@ -316,7 +316,7 @@ fn settings_take_other_values_of_some_keys_and_keep_the_rest() {
 
 #[test]
 fn a_method_stands_for_two_choices_directly_above_the_defaults() {
-    assert_eq!(Method::names().count(), 8);
+    assert_eq!(Method::names().count(), 9);
     for name in Method::names() {
         let method = name.parse::<Method>().unwrap();
         let loaded = with(&[], &[&format!("method={method}")], &[]);

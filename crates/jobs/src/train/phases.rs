@@ -99,6 +99,8 @@ fn mean_weights(proxy: &Path) -> Result<Vec<f64>> {
     let feedback = Feedback {
         perplexities: None,
         training: &state.interval_losses,
+        // The proxy's policy does not depend on it.
+        decay_left: 1.0,
     };
     let last = policy.next(&state.interval.weights, &feedback);
     let Policy::DoremiProxy(state) = policy else {

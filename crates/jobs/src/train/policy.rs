@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use ddk_mixture::{
-    Ddk, DdkNoSmoothing, DoremiProxy, Fixed, MixturePolicy, Needs, Odm, Policy, Sheared,
+    Ddk, DdkNoSmoothing, DoremiProxy, Excess, Fixed, MixturePolicy, Needs, Odm, Policy, Sheared,
 };
 use ddk_objective::Detail;
 
@@ -18,6 +18,12 @@ pub(super) fn of_run(run: &Prepared) -> Result<Policy> {
         MixturePolicy::DdkNoSmoothing => {
             Policy::DdkNoSmoothing(DdkNoSmoothing::new(interval, first))
         }
+        MixturePolicy::Excess => Policy::Excess(Excess::new(
+            mixture.excess_alpha,
+            mixture.excess_gain,
+            interval,
+            mixture.lag,
+        )),
         MixturePolicy::Equal => fixed(&vec![1.0; domains.len()]),
         MixturePolicy::Natural => fixed(&run.plan.natural),
         MixturePolicy::Static => {

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use anyhow::{Result, anyhow};
-use ddk_actors::{Live, RunPlan, StopReason};
-use ddk_engine::Evaluation;
+use ddk_actors::{DecayLeft, Live, RunPlan, StopReason};
+use ddk_engine::{Evaluation, Schedule};
 use ddk_labels::LabelSet;
 use ddk_settings::{ExportedStudent, ObjectiveName, Recovery, Settings};
 
@@ -114,7 +114,7 @@ pub(super) fn prepare_run(
 
 /// Fails if the limit on epochs leaves too few sequences for a single step.
 fn room_for_a_step(settings: &Settings, corpus: &Corpus) -> Result<()> {
-    let Some(passes) = settings.mixture.max_epochs else {
+    let Some(passes) = settings.mixture.most_epochs() else {
         return Ok(());
     };
     let rows = corpus.domains.iter().map(|domain| domain.rows() as f64);
@@ -139,6 +139,10 @@ fn plan(settings: &Settings, corpus: &Corpus, length: &Length) -> RunPlan {
     ];
     let nearest = limits.into_iter().flatten().min_by_key(|(steps, _)| *steps);
     let objective = objective(&settings.objective);
+    let schedule = Schedule {
+        total_steps: length.steps,
+        ..options::schedule(settings)
+    };
     RunPlan {
         domains: corpus.names().map(str::to_owned).collect(),
         domain_sequences: corpus.domains.iter().map(|domain| domain.rows()).collect(),
@@ -158,7 +162,8 @@ fn plan(settings: &Settings, corpus: &Corpus, length: &Length) -> RunPlan {
         lag: settings.mixture.lag,
         evaluation_every: settings.evaluation.interval,
         keep_best: keeps_best(settings),
-        max_passes: settings.mixture.max_epochs,
+        decay_left: DecayLeft::new(move |step| schedule.decay_left(step)),
+        max_passes: settings.mixture.most_epochs(),
         queue_depth: settings.pipeline.queue_depth,
         replicas: settings.teacher.replicas(),
         live: Live::new(settings.clone()),

@@ -98,7 +98,7 @@ pub(super) fn say_next(run: &Path, args: &args::Train) {
     if student.exists() {
         let student = shown(&student);
         next.push(format!(
-            "ddk generate {student} --prompt \"Once upon a time\""
+            "ddk generate --model {student} --prompt \"Once upon a time\""
         ));
         if let Some(config) = args.config.files.first() {
             next.push(format!("ddk eval {} --model {student}", shown(config)));
