@@ -9,7 +9,7 @@ use ddk_run::records::{ByDomain, DrawnLine, MixtureLine};
 const INTERVALS: u64 = 3;
 /// Epochs of a domain that are worth a word: text that is repeated more often teaches little.
 const EPOCHS: f64 = 5.0;
-/// How close to a limit a weight has to be, as a share of the distance between both limits.
+/// Maximum distance from a limit at which a weight counts as at it, as a share of the distance between both limits.
 const CLOSE: f64 = 0.01;
 
 /// Watches the mixtures of a run. Says everything once, until it changes.

@@ -28,7 +28,7 @@ const TEXT_BYTES: u64 = 1 << 20;
 /// Maximum bytes of a record to look at.
 const LONGEST: u64 = 64 << 20;
 
-/// What a file was recognized as.
+/// The format and the fields that DDK found in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Detected {
     /// The file.

@@ -213,7 +213,7 @@ impl<R: BufRead> Scanner<R> {
         }
     }
 
-    /// Reads a key and the colon after it; `None` if there is none.
+    /// Reads a key and the colon after it; `None` if there is no key.
     fn key(&mut self) -> io::Result<Option<String>> {
         if self.peek()? != Some(b'"') {
             return Ok(None);
@@ -226,7 +226,7 @@ impl<R: BufRead> Scanner<R> {
         Ok(Some(serde_json::from_slice(&bytes).unwrap_or_default()))
     }
 
-    /// Decides the layout by the first object of the file. A file that is no JSON counts as lines, each of which then
+    /// Decides the layout by the first object of the file. A file without JSON counts as lines, each of which then
     /// says what is wrong with it.
     fn layout(&mut self) -> io::Result<Layout> {
         match self.peek()? {

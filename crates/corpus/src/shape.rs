@@ -223,7 +223,7 @@ impl Fields {
         names.iter().find_map(|name| has(name))
     }
 
-    /// Decides where the text is, or returns that there is none.
+    /// Decides where the text is, or returns why a record has no text.
     pub(crate) fn shape(&self) -> Result<Shape, String> {
         let chats = |field: &Field| field.chats;
         let texts = |field: &Field| field.texts;

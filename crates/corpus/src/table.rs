@@ -100,7 +100,7 @@ pub(crate) fn read(input: Input<'_>, delimiter: u8) -> Result<Raws<'_>, CorpusEr
     Ok(Box::new(iter::from_fn(move || next().transpose())))
 }
 
-/// Returns the column names, or why the first row is none.
+/// Returns the column names, or why the first row cannot be a header.
 fn names(row: &ByteRecord, delimiter: u8) -> Result<Vec<String>, String> {
     let mut names: Vec<String> = Vec::with_capacity(row.len());
     for field in row {

@@ -31,7 +31,7 @@ pub enum Event<'a> {
     },
     /// An attempt failed. Another one follows.
     Retries {
-        /// The file, or what the Hub was asked for.
+        /// The file or the request.
         what: &'a str,
         /// Why it failed.
         reason: &'a str,

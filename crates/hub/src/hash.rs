@@ -36,7 +36,7 @@ impl Hasher {
         }
     }
 
-    /// The hash in hexadecimal digits. `None` if there is none to compare.
+    /// The hash in hexadecimal digits. `None` if the Hub names no hash.
     pub(crate) fn finish(self) -> Option<String> {
         let hex =
             |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };

@@ -53,7 +53,7 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Whether a file is none of the weights, and DDK reads it.
+/// Whether DDK reads a file that holds no weights.
 pub(crate) fn is_small(path: &str) -> bool {
     SMALL.contains(&path)
 }

@@ -26,7 +26,7 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(5);
 const SHORTEST_SILENCE: Duration = Duration::from_secs(2);
 /// Number of phases to remember. At most this many run at a time.
 const PHASES: usize = 8;
-/// Width of the bar itself, and the width below which there is none.
+/// Width of the bar, and the terminal width below which DDK draws no bar.
 const BAR: usize = 24;
 const SHORTEST_BAR: usize = 8;
 

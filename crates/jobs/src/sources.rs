@@ -55,7 +55,7 @@ pub(crate) struct Looked {
     pub(crate) stale: Vec<(Stale, DomainSource)>,
     /// Why domains cannot be prepared.
     pub(crate) problems: Vec<Error>,
-    /// Domains of which some records cannot be used.
+    /// Domains with some unusable records.
     pub(crate) warnings: Vec<String>,
 }
 

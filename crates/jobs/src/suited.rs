@@ -26,7 +26,7 @@ pub struct Suited {
 }
 
 impl Suited {
-    /// Shares `cores` by the models' floating-point operations in a step of sequences of this length. `teacher` is none
+    /// Shares `cores` by the models' floating-point operations in a step of sequences of this length. `teacher` is `None`
     /// if another machine computes it.
     pub fn of(
         teacher: Option<&ModelConfig>,
