@@ -26,8 +26,8 @@ pub struct Suited {
 }
 
 impl Suited {
-    /// Shares `cores` by the models' floating-point operations in a step of sequences of this length. `teacher` is `None`
-    /// if another machine computes it.
+    /// Shares `cores` by the models' floating-point operations in a step of sequences of this length. `teacher` is
+    /// `None` if another machine computes it.
     pub fn of(
         teacher: Option<&ModelConfig>,
         student: &ModelConfig,
