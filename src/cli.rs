@@ -159,9 +159,10 @@ pub struct Init {
     /// vLLM server that runs the teacher (may be repeated), for example http://10.0.0.5:8000
     #[arg(long, value_name = "URL")]
     pub teacher_server: Vec<String>,
-    /// Initial student: a folder, or a name on the Hub
+    /// Initial student: a folder, or a name on the Hub [default: the teacher with half of its layers, which `ddk shrink`
+    /// makes]
     #[arg(long, value_name = "MODEL")]
-    pub student: PathBuf,
+    pub student: Option<PathBuf>,
     /// Data: a folder, in which each subfolder and each file becomes a domain, a file, or a data set on the Hub, such
     /// as hf://datasets/ORG/NAME
     #[arg(long, value_name = "DATA")]

@@ -1,6 +1,7 @@
 //! `ddk init`: writes a commented configuration for two models and text: folders, or names on the Hugging Face Hub.
 
 mod domains;
+mod student;
 
 use std::{fs, path::Path};
 
@@ -10,7 +11,7 @@ use ddk_model::ModelConfig;
 
 use crate::cli;
 
-use self::domains::FoundDomain;
+use self::{domains::FoundDomain, student::Student};
 
 /// Writes a commented configuration for two model folders and a folder of text.
 ///
@@ -29,7 +30,7 @@ pub fn run(args: &cli::Init) -> Result<()> {
         ModelConfig::read(&folder)
     };
     let teacher = teacher.usage()?;
-    let student = ModelConfig::read(&hub::model_without_weights(&args.student)?).usage()?;
+    let student = Student::of(args, &teacher)?;
     let domains = domains::find(args)?;
     let text = render(args, &teacher, &student, &domains)?;
     fs::write(&args.out, text).with_context(|| format!("cannot write {}", args.out.display()))?;
@@ -47,7 +48,14 @@ pub fn run(args: &cli::Init) -> Result<()> {
             domain.name
         ));
     }
-    say(&format!("{count} in {out}; next: ddk check {out}"));
+    let next = match student.command(args) {
+        None => format!("ddk check {out}"),
+        Some(shrink) => {
+            say("no --student is given, so the student gets half of the teacher's layers");
+            format!("{shrink}, then ddk check {out}")
+        }
+    };
+    say(&format!("{count} in {out}; next: {next}"));
     Ok(())
 }
 
@@ -64,11 +72,11 @@ fn domain_name(text: &str) -> String {
 fn render(
     args: &cli::Init,
     teacher: &ModelConfig,
-    student: &ModelConfig,
+    student: &Student,
     domains: &[FoundDomain],
 ) -> Result<String> {
     let name = |model: &Path| domain_name(&hub::short_name(model));
-    let positions = teacher.max_positions().min(student.max_positions());
+    let positions = teacher.max_positions().min(student.config.max_positions());
     let is_served = is_served(args);
     // A server needs a context that is one token longer than the sequences.
     let length = (positions - i64::from(is_served)).min(2048);
@@ -79,12 +87,16 @@ fn render(
         "# devices = [\"cuda:0\"]    # one entry per replica; \"cuda:0+cuda:1\" spreads one over two GPUs\n".to_owned()
     };
     let of_path = |path: &Path| toml::Value::from(path.display().to_string());
-    let (of_teacher, of_student) = (of_path(&args.teacher), of_path(&args.student));
+    let (of_teacher, of_student) = (of_path(&args.teacher), of_path(&student.model));
     let completions = if domains.iter().any(|domain| domain.shape.has_prompts()) {
         "completion_only_loss = true    # learn the answers only; false: the prompts too\n"
     } else {
         ""
     };
+    let shrink = student.command(args);
+    let shrink = shrink.map(|command| {
+        format!("# `{command}` makes it from the teacher. To use another model, set its folder or name.\n")
+    });
     let mut text = format!(
         "# Written by `ddk init`. Next: ddk check {out}, then ddk train {out}\n\
          # Every key, its default and its meaning: docs/settings.md, or `ddk config schema`.\n\n\
@@ -96,7 +108,7 @@ fn render(
          validation_documents = 500\n\n\
          [teacher]\nmodel = {of_teacher}\n{devices}\
          # dtype = \"bf16\"\n\n\
-         [student]\nmodel = {of_student}\n\
+         [student]\n{shrink}model = {of_student}\n\
          # device = \"cuda:1\"\n# dtype = \"bf16\"\n\n\
          [training]\nglobal_batch_size = 16    # sequences per optimizer step\n\
          micro_batch_size = 4      # sequences at a time; fewer need less memory\n\n\
@@ -108,10 +120,11 @@ fn render(
          [checkpoint]\ninterval = 500            # steps\n",
         out = args.out.display(),
         teacher = name(&args.teacher),
-        student = name(&args.student),
+        student = name(&student.model),
+        shrink = shrink.unwrap_or_default(),
     );
     let of_teacher = (!is_served).then_some(teacher);
-    let suited = Suited::here(of_teacher, student, length.unsigned_abs());
+    let suited = Suited::here(of_teacher, &student.config, length.unsigned_abs());
     text = suited.write_into(&text, is_served);
     for domain in domains {
         text.push_str(&domain.table());

@@ -186,6 +186,45 @@ fn init_writes_thread_settings_that_suit_the_machine() {
     assert!(!said.contains("of this machine's"), "{said}");
 }
 
+/// Without a student, the commands that `ddk init` prints make one from the teacher.
+#[test]
+fn init_without_a_student_plans_one_that_shrink_makes() {
+    let world = World::new();
+    fs::create_dir(world.path().join("text")).unwrap();
+    let file = |folder: &str| world.path().join(folder).join("coins.jsonl");
+    fs::copy(file("sources"), file("text")).unwrap();
+    let init = ["init", "--teacher", "models/teacher", "--data", "text"];
+    let said = stderr(&world.succeed(&[&init[..], &["--out", "my.toml"]].concat()));
+    assert!(
+        said.contains("next: ddk shrink my.toml --layers 1, then ddk check my.toml"),
+        "{said}"
+    );
+    let small = ["--set", "corpus.sequence_length=32"];
+    let shrink = ["shrink", "my.toml", "--layers", "1"];
+    world.succeed(&[&shrink[..], &small].concat());
+    assert!(
+        world
+            .path()
+            .join("models/teacher-1-layers/config.json")
+            .exists()
+    );
+    let output = world.succeed(&[&["check", "my.toml"][..], &small].concat());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("ready: ddk train my.toml"), "{said}");
+    // A server has no weights to make a student from.
+    let served = [
+        &init[..],
+        &[
+            "--teacher-server",
+            "http://127.0.0.1:1",
+            "--out",
+            "other.toml",
+        ],
+    ];
+    let said = world.fail(2, &served.concat());
+    assert!(said.contains("--student is missing"), "{said}");
+}
+
 #[test]
 fn the_report_lists_only_settings_that_differ() {
     let world = World::new();

@@ -250,3 +250,81 @@ fn a_sweep_is_a_table_a_value_and_scores_are_columns() {
     );
     assert_eq!(summary["steps"], 3, "a quarter of twelve");
 }
+
+#[test]
+fn archived_runs_count_as_finished_and_each_seed_has_its_own_student() {
+    let world = World::new();
+    let archived = [
+        "compare",
+        "config.toml",
+        "--methods",
+        "kd,ddk-equal,excess",
+        "--seeds",
+        "2",
+        "--vary",
+        "student",
+        "--archive",
+        "kept",
+    ];
+    let output = world.succeed(&archived);
+    let said = stderr(&output);
+    assert!(
+        said.contains("running ddk pretrain --model student"),
+        "{said}"
+    );
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    for expected in [
+        "Seeds vary the initial student and the order of the data.",
+        "mean gap: excess < kd |",
+        "worst domain's gap: excess < ddk-equal |",
+        "mean gap: excess < ddk-equal + 0.01 |",
+        "## Difference from the best of the others",
+    ] {
+        assert!(text.contains(expected), "{expected} is missing in {text}");
+    }
+    let student = |run: &str| json(&world, &format!("kept/{run}/inputs.json"))["student"].clone();
+    assert!(student("kd/seed-0").is_string());
+    assert_eq!(student("kd/seed-0"), student("excess/seed-0"));
+    assert_eq!(student("kd/seed-1"), student("excess/seed-1"));
+    assert!(student("kd/seed-0") != student("kd/seed-1"));
+    let compared = json(&world, "runs/small/compare.json");
+    let primary = compared["groups"][0]["primary"].as_array().unwrap();
+    assert_eq!(primary.len(), 4);
+    let p = |key: &str| {
+        primary
+            .iter()
+            .map(move |claim| claim[key].as_f64().unwrap())
+    };
+    assert!(
+        p("p")
+            .zip(p("p_holm"))
+            .all(|(p, holm)| 0.0 < p && p <= holm && holm <= 1.0)
+    );
+
+    // The archive alone is enough: without the runs and the students, the result is the same.
+    fs::remove_dir_all(world.path().join("runs")).unwrap();
+    for seed in 0..2 {
+        let student = world.path().join(format!("models/student-seed-{seed}"));
+        fs::remove_dir_all(student).unwrap();
+    }
+    let again = world.succeed(&archived);
+    assert!(
+        stderr(&again).contains("6 of them finished"),
+        "{}",
+        stderr(&again)
+    );
+    let again = String::from_utf8(again.stdout).unwrap();
+    assert_eq!(again, text);
+    let other = [&archived[..], &["--set", "objective.gamma=0.5"]].concat();
+    let said = world.fail(2, &other);
+    assert!(
+        said.contains("kept/kd/seed-0") && said.contains("`objective.gamma` was"),
+        "{said}"
+    );
+    let none = ["--vary", "student", "--set", "student.model=tokenizer"];
+    let said = world.fail(2, &[&COMPARE[..], &none].concat());
+    assert!(
+        said.contains("no [pretrain.NAME] writes to `student.model`"),
+        "{said}"
+    );
+}

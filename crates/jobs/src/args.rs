@@ -180,6 +180,9 @@ pub struct Compare {
     /// Number of seeds, starting at run.seed
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub seeds: u64,
+    /// What seeds vary
+    #[arg(long, value_name = "WHAT", default_value = "data")]
+    pub vary: Varied,
     /// Compare the methods at each of these values of a setting, for example objective.gamma=0,0.1,0.2
     #[arg(long, value_name = "KEY=LIST")]
     pub sweep: Option<String>,
@@ -192,9 +195,21 @@ pub struct Compare {
     /// Add the scores in a file from lm-evaluation-harness as columns (may be repeated)
     #[arg(long, value_name = "FILE")]
     pub import_scores: Vec<PathBuf>,
+    /// Copy the records of each finished run to DIR/METHOD/seed-N, and count the runs in it as finished
+    #[arg(long, value_name = "DIR")]
+    pub archive: Option<PathBuf>,
     /// Folder for compare.md, compare.json, compare.html and figures/; default: the folder of the runs
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+}
+
+/// What the seeds of a comparison vary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Varied {
+    /// The order of the data
+    Data,
+    /// The order of the data and the initial student, which [pretrain.NAME] trains for each seed
+    Student,
 }
 
 /// Arguments of [`crate::report`].

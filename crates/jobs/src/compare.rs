@@ -4,6 +4,7 @@
 //! and reads their folders. It skips finished runs and resumes interrupted ones, so the same command always makes
 //! progress.
 
+mod archive;
 mod child;
 mod plan;
 
@@ -43,7 +44,7 @@ pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Resu
     // Report unusable files before hours of training.
     let imported = import(&args.import_scores)?;
     same_inputs(&plan)?;
-    models(args, &plan.base, signals)?;
+    models(&args.config, &plan.base, signals)?;
     train_all(&plan, signals)?;
     let comparison = read(&plan, imported)?;
     let folder = args.out.clone().unwrap_or_else(|| plan.folder.clone());
@@ -58,7 +59,7 @@ pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Resu
 }
 
 /// Pretrains the teacher and the student if they are missing and the configuration says how.
-fn models(args: &args::Compare, settings: &Settings, signals: &Signals) -> Result<()> {
+fn models(config: &args::ConfigArgs, settings: &Settings, signals: &Signals) -> Result<()> {
     let is_demo = demo::is_demo(settings);
     if is_demo {
         demo::verify_text(settings)?;
@@ -75,7 +76,7 @@ fn models(args: &args::Compare, settings: &Settings, signals: &Signals) -> Resul
     for (name, _) in missing {
         let command = format!("ddk pretrain --model {name}");
         say(&format!("{name} is missing: running {command}"));
-        let mut arguments = arguments("pretrain", &args.config);
+        let mut arguments = arguments("pretrain", config);
         arguments.extend(["--model".to_owned(), name.clone()]);
         child::run(&arguments, &command, signals)?;
     }
@@ -96,7 +97,7 @@ fn train_all(plan: &Plan, signals: &Signals) -> Result<()> {
     let mut took = Duration::ZERO;
     let mut left = Vec::new();
     for run in &plan.runs {
-        if !train::is_done(&run.settings)? {
+        if !train::is_done(run.records(), &run.settings)? {
             left.push(run);
         }
     }
@@ -117,8 +118,11 @@ fn train_all(plan: &Plan, signals: &Signals) -> Result<()> {
         let number = done + index + 1;
         say(&format!("[{number}/{count}] {what}{time}"));
         // Preparing a changed source would replace the corpus of the other runs.
-        if let Some(begun) = plan.runs.iter().find(|run| Inputs::are_in(&run.folder)) {
-            prepare::keep_for(&begun.folder, &run.settings)?;
+        if let Some(begun) = plan.runs.iter().find(|run| Inputs::are_in(run.records())) {
+            prepare::keep_for(begun.records(), &run.settings)?;
+        }
+        if plan.student.is_some() {
+            models(&run.config, &run.settings, signals)?;
         }
         let began = Instant::now();
         let mut command = arguments("train", &run.config);
@@ -127,23 +131,42 @@ fn train_all(plan: &Plan, signals: &Signals) -> Result<()> {
         child::run(&command, &what, signals)?;
         // Check after each run, not only after the last, so that no hours of training are wasted.
         same_inputs(plan)?;
+        archive::keep(run)?;
         took += began.elapsed();
     }
-    Ok(())
+    // Runs that finished before there was an archive.
+    plan.runs.iter().try_for_each(archive::keep)
 }
 
 /// Checks that all runs began with the same models and data, because comparing them would be meaningless otherwise.
-/// Skips runs that have not begun.
+/// If seeds vary the student, only the runs of a seed share it. Skips runs that have not begun.
 fn same_inputs(plan: &Plan) -> Result<()> {
-    let mut first: Option<(&Path, Inputs)> = None;
-    for run in plan.runs.iter().filter(|run| Inputs::are_in(&run.folder)) {
-        let inputs = Inputs::of_run(&run.folder)?;
-        let (other, theirs) = first.get_or_insert_with(|| (&run.folder, inputs.clone()));
-        if theirs.changed(&inputs).is_some() {
+    let begun = || plan.runs.iter().filter(|run| Inputs::are_in(run.records()));
+    if plan.student.is_none() {
+        return same(begun(), Inputs::clone);
+    }
+    for seed in &plan.seeds {
+        same(begun().filter(|run| run.seed == *seed), Inputs::clone)?;
+    }
+    same(begun(), Inputs::without_student)
+}
+
+/// Checks that these inputs of the runs do not differ.
+fn same<'a>(
+    mut runs: impl Iterator<Item = &'a Planned>,
+    of: impl Fn(&Inputs) -> Inputs,
+) -> Result<()> {
+    let read = |run: &Planned| Ok::<_, anyhow::Error>(of(&Inputs::of_run(run.records())?));
+    let Some(first) = runs.next() else {
+        return Ok(());
+    };
+    let expected = read(first)?;
+    for run in runs {
+        if expected.changed(&read(run)?).is_some() {
             return Err(anyhow!(
                 "{} and {} do not have the same models and data",
-                other.display(),
-                run.folder.display()
+                first.records().display(),
+                run.records().display()
             ))
             .hint("move the older one away; the same command then trains it again");
         }
@@ -175,7 +198,7 @@ fn is_folder(model: &str, folder: &Path) -> bool {
 }
 
 fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Comparison> {
-    let read = |run: &Planned| ComparedRun::read(&run.folder, &run.method.to_string(), run.seed);
+    let read = |run: &Planned| ComparedRun::read(run.records(), &run.method.to_string(), run.seed);
     let mut runs: Vec<_> = plan.runs.iter().map(read).collect::<Result<_, _>>()?;
     let (mut of_student, mut of_teacher) = (scores::Scores::new(), scores::Scores::new());
     for (path, harness) in imported {
@@ -184,11 +207,10 @@ fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Compar
             let folder = folder.as_ref();
             folder.is_some_and(|folder| is_folder(model, folder))
         };
-        let of_run = runs
-            .iter_mut()
-            .find(|run| is_folder(model, &run.folder.join("student")));
+        let mut of_runs = plan.runs.iter().zip(&mut runs);
+        let of_run = of_runs.find(|(planned, _)| is_folder(model, &planned.folder.join("student")));
         let scores = match of_run {
-            Some(run) => &mut run.scores,
+            Some((_, run)) => &mut run.scores,
             None if is_model(&plan.base.teacher.model) => &mut of_teacher,
             None if is_model(&plan.base.student.model) => &mut of_student,
             None => {
@@ -223,6 +245,7 @@ fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Compar
         command: format!("ddk {}", typed.join(" ")),
         reference: reference.clone(),
         seeds: plan.seeds.clone(),
+        varies_student: plan.student.is_some(),
         groups: groups.collect(),
     })
 }

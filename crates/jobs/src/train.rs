@@ -304,19 +304,18 @@ fn run_phases(
     run_to_end(prepared, folder, session, args)
 }
 
-/// Returns whether the run of these settings is done.
+/// Returns whether the folder holds a finished run of these settings.
 ///
 /// # Errors
-/// If the settings name no run folder, if its run had other settings, or if its files cannot be read.
-pub fn is_done(settings: &Settings) -> Result<bool> {
-    let path = run_folder(settings)?;
+/// If its run had other settings, or if its files cannot be read.
+pub fn is_done(path: &Path, settings: &Settings) -> Result<bool> {
     if !path.join("summary.json").exists() {
         return Ok(false);
     }
-    inputs::same_settings(&path, settings)?;
-    if inputs::extends(&path, settings)? {
+    inputs::same_settings(path, settings)?;
+    if inputs::extends(path, settings)? {
         return Ok(false);
     }
-    inputs::same_rates(&path, settings)?;
+    inputs::same_rates(path, settings)?;
     Ok(true)
 }

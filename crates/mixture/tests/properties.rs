@@ -392,3 +392,34 @@ fn what_no_model_can_have_is_named() {
     let said = smooth_update(&[0.5, 0.5], &[1.0, 2.0], 1.5).unwrap_err();
     assert!(said.to_string().contains("alpha is 1.5"), "{said}");
 }
+
+#[test]
+fn a_temperature_divides_the_ratios() {
+    let new = || Ddk::new(0.5, 1, InitialMixture::Discrepancy);
+    // A power of two, so that the division is exact.
+    let (mut plain, mut warm) = (
+        Policy::Ddk(new()),
+        Policy::Ddk(new().with_temperature(64.0)),
+    );
+    let of = |scale: f64| Perplexities {
+        student: [1.5, 2.0, 1.25].map(|ratio| scale * ratio).to_vec(),
+        teacher: vec![1.0; 3],
+    };
+    let natural = [0.2, 0.3, 0.5];
+    let first = plain.first(&natural, &of(1.0)).unwrap().weights;
+    assert_eq!(first, warm.first(&natural, &of(64.0)).unwrap().weights);
+    // A checkpoint keeps the temperature.
+    let stored = serde_json::to_string(&warm).unwrap();
+    let mut warm: Policy = serde_json::from_str(&stored).unwrap();
+    let next = |policy: &mut Policy, perplexities: &Perplexities| {
+        let feedback = Feedback {
+            perplexities: Some(perplexities),
+            training: &TrainingSums::new(3),
+            decay_left: 1.0,
+        };
+        policy.next(&first, &feedback).unwrap().weights
+    };
+    let expected = next(&mut plain, &of(1.0));
+    assert_eq!(expected, next(&mut warm, &of(64.0)));
+    assert!(expected[1] > expected[0], "{expected:?}");
+}

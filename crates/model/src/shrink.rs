@@ -19,7 +19,10 @@ const LAYER_LIMITS: [&str; 1] = ["max_window_layers"];
 
 impl ModelConfig {
     /// The configuration of a model with only these layers, counted from 0.
-    fn with_layers(&self, kept: &[usize]) -> Result<Self, ModelError> {
+    ///
+    /// # Errors
+    /// If no model can have it.
+    pub fn with_layers(&self, kept: &[usize]) -> Result<Self, ModelError> {
         let mut raw = self.raw().clone();
         for key in LAYER_COUNTS {
             if let Some(count) = raw.get_mut(key) {

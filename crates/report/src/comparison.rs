@@ -4,6 +4,8 @@
 //! a page, JSON and SVG files.
 
 mod figures;
+mod method;
+mod primary;
 mod text;
 
 use std::{
@@ -20,13 +22,8 @@ use ddk_run::{
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    chart::Chart,
-    document::Document,
-    scores::Scores,
-    statistics::{Paired, Spread},
-    table::mean,
-};
+pub use self::{method::MethodResult, primary::Primary};
+use crate::{chart::Chart, document::Document, scores::Scores, statistics::Spread};
 
 /// A finished run.
 #[derive(Debug, Clone)]
@@ -124,6 +121,8 @@ pub struct Comparison {
     pub reference: Option<String>,
     /// The seeds.
     pub seeds: Vec<u64>,
+    /// Whether each seed has an initial student of its own. Otherwise seeds vary only the order of the data.
+    pub varies_student: bool,
     /// One group per swept value; a single group if nothing is swept.
     pub groups: Vec<Group>,
 }
@@ -133,12 +132,14 @@ pub struct Comparison {
 pub struct Group {
     /// `key = value` of the sweep.
     pub swept: Option<String>,
-    /// The student before the first step.
+    /// The student before the first step; the mean over the seeds if they vary it.
     pub start: Model,
     /// The teacher.
     pub teacher: Model,
     /// One result per method.
     pub methods: Vec<MethodResult>,
+    /// The claims for the method that steers, if it is among the methods.
+    pub primary: Vec<Primary>,
     /// Its figures.
     #[serde(skip)]
     pub charts: Vec<Chart>,
@@ -151,59 +152,6 @@ pub struct Model {
     pub perplexity: ByDomain,
     /// Scores on other tasks.
     pub scores: Scores,
-}
-
-/// The results of a method.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct MethodResult {
-    /// Its name.
-    pub method: String,
-    /// The runs' folders, one per seed.
-    pub folders: Vec<PathBuf>,
-    /// The student's perplexity after the last step, by domain.
-    pub perplexity: BTreeMap<String, Spread>,
-    /// The mean perplexity over the domains.
-    pub mean_perplexity: Spread,
-    /// Student's over teacher's perplexity, by domain.
-    pub ratio: BTreeMap<String, Spread>,
-    /// The mean ratio over the domains.
-    pub mean_ratio: Spread,
-    /// ln(student's / teacher's perplexity), nats per token, by domain.
-    pub gap: BTreeMap<String, Spread>,
-    /// The mean gap over the domains.
-    pub mean_gap: Spread,
-    /// The largest gap of each run.
-    pub worst_gap: Spread,
-    /// The domain with the largest gap.
-    pub worst_domain: String,
-    /// Differences from the reference, paired by seed, with the column names of [`Self::best_in`]; `None` for the
-    /// reference itself.
-    pub difference: Option<BTreeMap<String, Paired>>,
-    /// Tokens trained on.
-    pub tokens: Spread,
-    /// Each domain's share of the tokens.
-    pub token_share: BTreeMap<String, Spread>,
-    /// FLOPs of the teacher, including preliminary runs.
-    pub teacher_flops: Spread,
-    /// FLOPs of the teacher that the cache saved, including preliminary runs.
-    pub teacher_flops_saved: Spread,
-    /// The part of `teacher_flops` that no cache saves: the LM head.
-    pub teacher_head_flops: Spread,
-    /// FLOPs of the student's training, including preliminary runs.
-    pub student_flops: Spread,
-    /// FLOPs of evaluations, including preliminary runs.
-    pub evaluation_flops: Spread,
-    /// FLOPs of evaluation and mixture during the run, as a share of the training's FLOPs.
-    pub mixture_flops_share: Spread,
-    /// Time of evaluation and mixture during the run, as a share of the training's time.
-    pub mixture_seconds_share: Spread,
-    /// Wall time, including preliminary runs.
-    pub seconds: Spread,
-    /// Scores on other tasks, over the seeds that have them.
-    pub scores: BTreeMap<String, BTreeMap<String, Spread>>,
-    /// The columns (`mean_gap`, `worst_gap`, `perplexity.DOMAIN`, `mean_perplexity`) in which it is the lowest and the
-    /// interval of the difference excludes zero.
-    pub best_in: Vec<String>,
 }
 
 impl Group {
@@ -219,24 +167,20 @@ impl Group {
         for run in runs {
             of_methods.entry(&run.method).or_default().push(run);
         }
+        let natural = natural(runs);
         let methods = of_methods.into_iter().map(|(name, mut runs)| {
             runs.sort_by_key(|run| run.seed);
-            MethodResult::of(name, &runs)
+            MethodResult::of(name, &runs, natural)
         });
         let mut methods: Vec<MethodResult> = methods.collect();
-        if let Some(against) = find(&methods, reference).cloned() {
-            for method in &mut methods {
-                if method.method != against.method {
-                    method.difference = Some(method.difference_from(&against));
-                }
-            }
-            mark(&mut methods, &against.method);
+        let others = methods.clone();
+        for method in &mut methods {
+            method.compare(&others);
         }
-        let perplexity = |of: fn(&DomainSummary) -> f64| {
-            let domains = runs.iter().take(1).flat_map(|run| &run.summary.domains);
-            let values = domains.map(|(name, domain)| (name.clone(), of(domain)));
-            values.collect()
-        };
+        if let Some(reference) = reference {
+            mark(&mut methods, reference);
+        }
+        let perplexity = |of| perplexity(runs, of);
         let mut group = Self {
             swept,
             start: Model {
@@ -247,6 +191,7 @@ impl Group {
                 perplexity: perplexity(|domain| domain.teacher_perplexity),
                 scores: teacher_scores,
             },
+            primary: primary::of(&methods),
             methods,
             charts: Vec::new(),
         };
@@ -263,89 +208,27 @@ impl Group {
     }
 }
 
-impl MethodResult {
-    fn of(name: &str, runs: &[&ComparedRun]) -> Self {
-        let spread = |value: &dyn Fn(&ComparedRun) -> f64| {
-            Spread::of(runs.iter().map(|run| value(run)).collect())
-        };
-        let by_domain = |value: fn(&DomainSummary) -> f64| {
-            let first = runs.iter().take(1);
-            let domains = first.flat_map(|run| run.summary.domains.keys());
-            let of_domain = |name: &String| {
-                let of_run =
-                    |run: &ComparedRun| run.summary.domains.get(name).map_or(f64::NAN, value);
-                (name.clone(), spread(&of_run))
-            };
-            domains.map(of_domain).collect::<BTreeMap<_, _>>()
-        };
-        let mean_of = |value: fn(&DomainSummary) -> f64| spread(&|run| mean(&run.summary, value));
-        let gap = by_domain(|domain| domain.gap_after);
-        let gaps = gap.iter();
-        let worst = gaps.max_by(|(_, a), (_, b)| a.mean.total_cmp(&b.mean));
-        Self {
-            method: name.to_owned(),
-            folders: runs.iter().map(|run| run.folder.clone()).collect(),
-            perplexity: by_domain(|domain| domain.student_perplexity_after),
-            mean_perplexity: mean_of(|domain| domain.student_perplexity_after),
-            worst_domain: worst.map_or_else(String::new, |(domain, _)| domain.clone()),
-            ratio: by_domain(|domain| domain.ratio_after),
-            mean_ratio: mean_of(|domain| domain.ratio_after),
-            gap,
-            mean_gap: mean_of(|domain| domain.gap_after),
-            worst_gap: spread(&|run| {
-                let gaps = run.summary.domains.values().map(|domain| domain.gap_after);
-                gaps.fold(f64::NAN, f64::max)
-            }),
-            difference: None,
-            tokens: spread(&|run| run.summary.tokens as f64),
-            token_share: by_domain(|domain| domain.token_share),
-            teacher_flops: spread(&|run| run.cost(|costs| costs.teacher_flops)),
-            teacher_flops_saved: spread(&|run| run.cost(|costs| costs.teacher_flops_saved)),
-            teacher_head_flops: spread(&|run| run.cost(|costs| costs.teacher_head_flops)),
-            student_flops: spread(&|run| run.cost(|costs| costs.student_flops)),
-            evaluation_flops: spread(&|run| run.cost(|costs| costs.evaluation_flops)),
-            mixture_flops_share: spread(&|run| run.summary.mixture_flops_share),
-            mixture_seconds_share: spread(&|run| run.summary.mixture_seconds_share),
-            seconds: spread(&|run| run.cost(|costs| costs.seconds)),
-            scores: spreads(runs.iter().map(|run| &run.scores)),
-            best_in: Vec::new(),
+/// The shares of the corpus: the first weights of a run with the natural mixture.
+fn natural(runs: &[ComparedRun]) -> Option<&ByDomain> {
+    let mut first = runs
+        .iter()
+        .filter_map(|run| Some(&run.mixture.intervals.first()?.mixture));
+    Some(&first.find(|line| line.policy == "natural")?.weights)
+}
+
+/// A perplexity by domain: the mean over the runs of the first method.
+fn perplexity(runs: &[ComparedRun], of: fn(&DomainSummary) -> f64) -> ByDomain {
+    let mut means = ByDomain::new();
+    let first = runs.first().map(|run| &run.method);
+    let own = runs.iter().filter(|run| Some(&run.method) == first);
+    for (index, run) in own.enumerate() {
+        for (name, domain) in &run.summary.domains {
+            let mean = means.entry(name.clone()).or_insert(0.0);
+            // In this form, the mean of equal values is that value, bit for bit.
+            *mean += (of(domain) - *mean) / (index + 1) as f64;
         }
     }
-
-    /// FLOPs of the teacher without a cache.
-    fn uncached_teacher_flops(&self) -> f64 {
-        self.teacher_flops.mean + self.teacher_flops_saved.mean
-    }
-
-    /// Total FLOPs without a cache. With one, they would depend on which method ran first.
-    fn all_flops(&self) -> f64 {
-        self.uncached_teacher_flops() + self.student_flops.mean + self.evaluation_flops.mean
-    }
-
-    /// The columns in which lower is better, by name.
-    fn columns(&self) -> impl Iterator<Item = (String, &Spread)> {
-        let domains = self.perplexity.iter();
-        let domains = domains.map(|(domain, spread)| (format!("perplexity.{domain}"), spread));
-        let gaps = [
-            ("mean_gap".to_owned(), &self.mean_gap),
-            ("worst_gap".to_owned(), &self.worst_gap),
-        ];
-        let mean = ("mean_perplexity".to_owned(), &self.mean_perplexity);
-        gaps.into_iter().chain(domains).chain([mean])
-    }
-
-    fn column(&self, name: &str) -> Option<&Spread> {
-        let mut columns = self.columns();
-        Some(columns.find(|(other, _)| other == name)?.1)
-    }
-
-    fn difference_from(&self, reference: &Self) -> BTreeMap<String, Paired> {
-        let columns = self.columns().filter_map(|(name, own)| {
-            let other = reference.column(&name)?;
-            Some((name, Paired::of(&own.values, &other.values)))
-        });
-        columns.collect()
-    }
+    means
 }
 
 /// Marks the lowest method of each column if the interval of its paired difference from the reference excludes zero.
@@ -363,8 +246,8 @@ fn mark(methods: &mut [MethodResult], reference: &str) {
         };
         let is_reference = methods[best].method == reference;
         let told_apart = &methods[if is_reference { next } else { best }];
-        let difference = told_apart.difference.as_ref();
-        if difference.is_some_and(|difference| difference[&column].excludes_zero()) {
+        let difference = told_apart.difference(reference, &column);
+        if difference.is_some_and(|difference| difference.excludes_zero()) {
             methods[best].best_in.push(column);
         }
     }

@@ -34,6 +34,9 @@ pub struct Paired {
     pub mean: f64,
     /// The 95 % confidence interval of the mean (Student's t, n - 1 degrees of freedom); `None` for a single pair.
     pub interval: Option<(f64, f64)>,
+    /// Standard error of the mean; `None` for a single pair.
+    #[serde(skip)]
+    error: Option<f64>,
 }
 
 impl Paired {
@@ -45,11 +48,27 @@ impl Paired {
             .map(|(value, reference)| value - reference)
             .collect();
         let (n, mean) = (differences.len(), mean(&differences));
-        let interval = deviation(&differences, mean).map(|deviation| {
-            let half = t_quantile_975(n as u64 - 1) * deviation / (n as f64).sqrt();
+        let error = deviation(&differences, mean).map(|deviation| deviation / (n as f64).sqrt());
+        let interval = error.map(|error| {
+            let half = t_quantile_975(n as u64 - 1) * error;
             (mean - half, mean + half)
         });
-        Self { n, mean, interval }
+        Self {
+            n,
+            mean,
+            interval,
+            error,
+        }
+    }
+
+    /// The p-value of the claim that the mean difference is below `margin`: twice the one-sided value, so that 0.05
+    /// agrees with the upper bound of the 95 % interval. `None` for a single pair.
+    pub fn p_below(&self, margin: f64) -> Option<f64> {
+        let t = (self.mean - margin) / self.error?;
+        if t >= 0.0 || t.is_nan() {
+            return Some(1.0);
+        }
+        Some(1.0 - within(-t, self.n as u64 - 1))
     }
 
     /// Whether zero is outside the interval; false if there is no interval.
@@ -57,6 +76,20 @@ impl Paired {
         self.interval
             .is_some_and(|(low, high)| low > 0.0 || high < 0.0)
     }
+}
+
+/// Holm's adjustment of p-values: reject those of at most 0.05, and the probability of any false rejection among them
+/// is at most 5 %.
+pub fn holm(p: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..p.len()).collect();
+    order.sort_by(|&a, &b| p[a].total_cmp(&p[b]));
+    let mut adjusted = vec![1.0; p.len()];
+    let mut largest = 0.0_f64;
+    for (rank, &index) in order.iter().enumerate() {
+        largest = largest.max(p[index] * (p.len() - rank) as f64).min(1.0);
+        adjusted[index] = largest;
+    }
+    adjusted
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -156,6 +189,37 @@ mod tests {
         // Differences -1, -0.9, -0.8: half-width 0.1 x 2.4841377.
         assert!(clear.excludes_zero());
         assert!((clear.interval.unwrap().1 - -0.651_586_228_799_384).abs() < 1e-9);
+    }
+
+    /// `scipy.stats.ttest_rel(a, b).pvalue`, and with `b + 0.01` for the margin.
+    #[test]
+    fn p_values_are_scipys() {
+        let a = [0.262, 0.271, 0.255, 0.266, 0.259];
+        let b = [0.275, 0.280, 0.262, 0.281, 0.264];
+        let paired = Paired::of(&a, &b);
+        let close = |p: Option<f64>, expected: f64| {
+            let p = p.unwrap();
+            assert!(
+                (p / expected - 1.0).abs() < 1e-9,
+                "{p} instead of {expected}"
+            );
+        };
+        close(paired.p_below(0.0), 0.006_154_247_498_674_852);
+        close(paired.p_below(0.01), 0.000_436_134_020_802_981_5);
+        // The other way around, the claim is as far from true as can be.
+        assert_eq!(Paired::of(&b, &a).p_below(0.0), Some(1.0));
+        assert_eq!(Paired::of(&a[..1], &b[..1]).p_below(0.0), None);
+    }
+
+    /// `statsmodels.stats.multitest.multipletests(p, method="holm")[1]`.
+    #[test]
+    fn adjusted_p_values_are_those_of_statsmodels() {
+        let adjusted = holm(&[0.01, 0.04, 0.03, 0.005]);
+        for (value, expected) in adjusted.iter().zip([0.03, 0.06, 0.06, 0.02]) {
+            assert!((value - expected).abs() < 1e-12, "{adjusted:?}");
+        }
+        assert_eq!(holm(&[0.6, 0.7]), [1.0, 1.0]);
+        assert!(holm(&[]).is_empty());
     }
 
     #[test]

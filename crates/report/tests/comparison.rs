@@ -124,6 +124,7 @@ fn comparison(runs: &[ComparedRun], swept: Option<&str>) -> Comparison {
         command: "ddk compare small.toml".to_owned(),
         reference: Some("kd".to_owned()),
         seeds,
+        varies_student: false,
         groups: vec![group],
     }
 }
@@ -153,9 +154,9 @@ fn the_best_is_marked_only_where_the_interval_excludes_zero() {
     };
     // Math: differences -1, -0.98, -1.02. Prose: -0.5, 1.4, -2.4.
     assert_eq!(ddk.best_in, ["mean_gap", "worst_gap", "perplexity.math"]);
-    let difference = ddk.difference.as_ref().unwrap();
-    assert!(!difference["perplexity.prose"].excludes_zero());
-    assert!(kd.best_in.is_empty() && kd.difference.is_none());
+    let prose = ddk.difference("kd", "perplexity.prose").unwrap();
+    assert!(!prose.excludes_zero());
+    assert!(kd.best_in.is_empty() && kd.difference("kd", "mean_gap").is_none());
     assert_eq!(ddk.worst_domain, "math");
 }
 
@@ -201,7 +202,7 @@ fn the_page_needs_nobody_and_the_json_reads_back() {
         assert!(!page.contains(attribute), "{attribute}");
     }
     let value = serde_json::to_value(&comparison).unwrap();
-    let difference = &value["groups"][0]["methods"][2]["difference"]["perplexity.math"];
+    let difference = &value["groups"][0]["methods"][2]["differences"]["kd"]["perplexity.math"];
     assert_eq!(difference["n"], 3);
     assert!((difference["mean"].as_f64().unwrap() + 1.0).abs() < 1e-12);
     // Sample deviation of -1, -0.98, -1.02 is 0.02; half-width 4.302652729696142 x 0.02 / sqrt(3).

@@ -29,6 +29,8 @@ pub(super) struct Plan {
     pub(super) seeds: Vec<u64>,
     /// One entry per swept value, or a single `None` without a sweep.
     pub(super) sweep: Vec<Swept>,
+    /// The name in `[pretrain.NAME]` of the student, if each seed has one of its own.
+    pub(super) student: Option<String>,
     /// In training order: all methods of a seed come together, so that an interrupted comparison has complete
     /// seeds.
     pub(super) runs: Vec<Planned>,
@@ -45,6 +47,18 @@ pub(super) struct Planned {
     pub(super) config: args::ConfigArgs,
     pub(super) settings: Settings,
     pub(super) folder: PathBuf,
+    /// The folder that keeps its records.
+    pub(super) archive: Option<PathBuf>,
+}
+
+impl Planned {
+    /// The folder with its records: the archive if it has them, or the run's own.
+    pub(super) fn records(&self) -> &Path {
+        match &self.archive {
+            Some(archive) if archive.join("summary.json").exists() => archive,
+            _ => &self.folder,
+        }
+    }
 }
 
 impl Plan {
@@ -83,8 +97,12 @@ impl Plan {
             methods,
             seeds,
             sweep: sweep.unwrap_or_else(|| vec![None]),
+            student: None,
             runs: Vec::new(),
         };
+        if args.vary == args::Varied::Student {
+            plan.student = Some(pretrained(&plan.base)?);
+        }
         for &seed in &plan.seeds {
             for swept in &plan.sweep {
                 for &method in &plan.methods {
@@ -112,6 +130,8 @@ impl Plan {
             sets.push(format!("{key}={value}"));
         }
         let folder = self.folder.join(&label);
+        let archive = args.archive.as_ref();
+        let archive = archive.map(|archive| archive.join(&label).join(format!("seed-{seed}")));
         // Seeds affect what is drawn from a corpus. The corpus is the same for all runs.
         let corpus_seed = self.base.corpus.seed.unwrap_or(self.base.run.seed);
         let output_dir = toml::Value::from(folder.display().to_string());
@@ -122,12 +142,15 @@ impl Plan {
             ("run.name", format!("seed-{seed}")),
             ("run.output_dir", output_dir.to_string()),
         ];
+        let mut own = own.map(|(key, value)| (key.to_owned(), value)).to_vec();
+        own.extend(self.student_of(seed));
         let swept_key = swept.as_ref().map(|(key, _)| key.as_str());
-        if let Some((key, _)) = own.iter().find(|(key, _)| Some(*key) == swept_key) {
+        if let Some((key, _)) = own.iter().find(|(key, _)| Some(&**key) == swept_key) {
             return Err(anyhow!("--sweep {key}: a comparison sets this key itself"))
                 .hint("choose the runs with --methods and --seeds; name the comparison with --set run.name=NAME")
                 .usage();
         }
+        let own = own.iter();
         sets.extend(own.map(|(key, value)| format!("{key}={value}")));
         let mut config = args.config.clone();
         config.set.extend(sets);
@@ -141,8 +164,38 @@ impl Plan {
             config,
             settings: loaded.settings,
             folder: folder.join(format!("seed-{seed}")),
+            archive,
         })
     }
+
+    /// The settings of a seed's own student, if there is one.
+    fn student_of(&self, seed: u64) -> Vec<(String, String)> {
+        let section = self.student.as_ref();
+        let section = section.and_then(|name| Some((name, self.base.pretrain.get(name)?)));
+        let Some((name, section)) = section else {
+            return Vec::new();
+        };
+        let folder = format!("{}-seed-{seed}", section.output_dir.display());
+        let folder = toml::Value::from(folder).to_string();
+        vec![
+            (format!("pretrain.{name}.output_dir"), folder.clone()),
+            (format!("pretrain.{name}.seed"), seed.to_string()),
+            ("student.model".to_owned(), folder),
+        ]
+    }
+}
+
+/// The name in `[pretrain.NAME]` of the initial student.
+fn pretrained(settings: &Settings) -> Result<String> {
+    let sections = settings.pretrain.iter();
+    let mut sections = sections
+        .filter(|(_, section)| settings.student.model.as_ref() == Some(&section.output_dir));
+    let (name, _) = sections
+        .next()
+        .context("--vary student: no [pretrain.NAME] writes to `student.model`")
+        .hint("add a [pretrain.NAME] whose output_dir is `student.model`: each seed then trains its own student")
+        .usage()?;
+    Ok(name.clone())
 }
 
 /// Checks that all runs have the same token budget. A longer interval would lengthen a run whose end is counted in

@@ -154,6 +154,14 @@ impl Inputs {
         })
     }
 
+    /// Leaves out the student's weights.
+    pub(crate) fn without_student(&self) -> Self {
+        Self {
+            student: String::new(),
+            ..self.clone()
+        }
+    }
+
     /// Returns what the teacher's outputs depend on: names and values. The teacher's weights are left out.
     pub(super) fn of_labels(&self) -> impl Iterator<Item = (String, String)> {
         let others = self

@@ -14,7 +14,10 @@ pub(super) fn of_run(run: &Prepared) -> Result<Policy> {
     let (interval, first) = (mixture.interval, mixture.initial);
     let fixed = |shares: &[f64]| Policy::Fixed(Fixed::new(mixture.policy, shares, interval));
     Ok(match mixture.policy {
-        MixturePolicy::Ddk => Policy::Ddk(Ddk::new(mixture.alpha, interval, first)),
+        MixturePolicy::Ddk => {
+            let policy = Ddk::new(mixture.alpha, interval, first);
+            Policy::Ddk(policy.with_temperature(mixture.temperature))
+        }
         MixturePolicy::DdkNoSmoothing => {
             Policy::DdkNoSmoothing(DdkNoSmoothing::new(interval, first))
         }

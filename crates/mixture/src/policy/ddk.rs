@@ -9,12 +9,15 @@ use crate::{
 };
 
 /// Equations 1 and 2: r_0 is the discrepancy at the start. Each later interval uses the weights
-/// `r_{t+1} = alpha * normalized(r_t * exp(ratio)) + (1 - alpha) / N`.
+/// `r_{t+1} = alpha * normalized(r_t * exp(ratio)) + (1 - alpha) / N`. A temperature other than 1, which is the paper's,
+/// divides the ratios.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ddk {
     pub(super) alpha: f64,
     pub(super) update_every: u64,
     first: InitialMixture,
+    #[serde(default = "of_the_paper")]
+    temperature: f64,
     /// r_t of Eq. 2; `None` before the first interval.
     factor: Option<Vec<f64>>,
 }
@@ -26,7 +29,17 @@ impl Ddk {
             alpha,
             update_every,
             first,
+            temperature: of_the_paper(),
             factor: None,
+        }
+    }
+
+    /// Divides the ratios by `temperature`: above 1, large ratios differ less.
+    #[must_use]
+    pub fn with_temperature(self, temperature: f64) -> Self {
+        Self {
+            temperature,
+            ..self
         }
     }
 
@@ -53,7 +66,7 @@ impl Ddk {
     ) -> Result<Decision, Refused> {
         let ratio = at_start.checked_ratios()?;
         check_weights(natural, ratio.len())?;
-        let factor = discrepancy(&ratio)?;
+        let factor = discrepancy(&self.cooled(ratio))?;
         let weights = self.first.weights(natural, at_start)?;
         self.factor = Some(factor.clone());
         Ok(Decision {
@@ -63,7 +76,7 @@ impl Ddk {
     }
 
     pub(super) fn next(&mut self, feedback: &Feedback<'_>) -> Result<Decision, Refused> {
-        let ratio = feedback.ratios()?;
+        let ratio = self.cooled(feedback.ratios()?);
         let previous = match &self.factor {
             Some(factor) => factor.clone(),
             None => discrepancy(&ratio)?,
@@ -75,4 +88,15 @@ impl Ddk {
             ..Decision::of(weights)
         })
     }
+
+    fn cooled(&self, mut ratios: Vec<f64>) -> Vec<f64> {
+        for ratio in &mut ratios {
+            *ratio /= self.temperature;
+        }
+        ratios
+    }
+}
+
+fn of_the_paper() -> f64 {
+    1.0
 }

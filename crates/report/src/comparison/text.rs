@@ -13,6 +13,9 @@ use crate::{
     table::saved,
 };
 
+/// The method without steering whose mixture is the measure's: all domains count alike.
+const EQUAL: &str = "ddk-equal";
+
 pub(super) fn blocks(comparison: &Comparison) -> Vec<Block> {
     let mut blocks = vec![
         Block::Title(1, comparison.name.clone()),
@@ -30,12 +33,18 @@ pub(super) fn blocks(comparison: &Comparison) -> Vec<Block> {
 
 fn how_to_read(comparison: &Comparison) -> String {
     let n = comparison.seeds.len();
-    let mut text = "Initial student, token budget, validation sets and evaluation are the same for all methods; \
-                    seeds vary the order of the data alone."
-        .to_owned();
+    let varied = if comparison.varies_student {
+        "the initial student and the order of the data"
+    } else {
+        "only the order of the data"
+    };
+    let mut text = format!(
+        "All methods have the same initial student, token budget, validation documents and evaluation. Seeds vary \
+         {varied}."
+    );
     if n < 2 {
         text.push_str(
-            " One seed: there is no spread and no interval, nothing is marked, and small differences mean nothing.",
+            " With one seed, there is no spread and no interval, nothing is marked, and small differences mean nothing.",
         );
         return text;
     }
@@ -44,9 +53,9 @@ fn how_to_read(comparison: &Comparison) -> String {
     ));
     match &comparison.reference {
         Some(reference) => text.push_str(&format!(
-            " The lowest value of a column is **marked** only where the 95 % confidence interval of its paired \
-             difference from `{reference}` (same seed; Student's t, n = {n}) excludes zero, for `{reference}` \
-             itself that of the next lowest. Nothing is corrected for the number of comparisons."
+            " The lowest value of a column is **bold** only if the 95 % confidence interval of its difference from \
+             `{reference}` excludes zero (paired by seed; Student's t, n = {n}). If `{reference}` is the lowest, the \
+             difference of the next lowest decides. Only the primary comparisons are corrected for their number."
         )),
         None => text.push_str(
             " `kd` is not among the methods: there are no paired differences, and nothing is marked.",
@@ -63,29 +72,45 @@ fn of_group(group: &Group, reference: Option<&str>) -> Vec<Block> {
         blocks.extend((!about.is_empty()).then(|| Block::Text(about.to_owned())));
         blocks.extend(table.map(Block::Table));
     };
-    let about = "ln(student's perplexity / teacher's) after the last step, in nats per token; 0 is caught up.";
+    if !group.primary.is_empty() {
+        let about = "Differences, paired by seed. A claim holds if its p-value, corrected by Holm's method for the \
+                     number of these claims, is at most 0.05. The gap is in nats per token.";
+        section("Primary comparisons", about, Some(primary(group)));
+    }
+    let about = "The gap is ln(student's perplexity / teacher's) after the last step, in nats per token. The clipped \
+                 gap counts a domain as 0 if the student is better than the teacher. The token-weighted loss is the \
+                 student's, weighted by each domain's share of the corpus. Lower is better.";
+    section("Measures", about, Some(measures(group)));
+    let about = "By domain, in nats per token. At 0, the student has caught up.";
     section("Gap to the teacher", about, Some(gaps(group)));
-    let about = "Of the student after the last step, on each domain's validation documents; lower is better.";
+    let about = "The student's, after the last step, on each domain's validation documents. Lower is better.";
     section("Perplexity", about, Some(perplexity(group)));
-    let about = "The student's perplexity divided by the teacher's; 1 is caught up.";
+    let about =
+        "The student's perplexity divided by the teacher's. At 1, the student has caught up.";
     section("Ratio to the teacher", about, Some(ratios(group)));
-    if let Some(reference) = reference {
-        let title = format!("Difference from `{reference}`");
+    let others = reference.into_iter().chain([EQUAL]);
+    for other in others.filter(|other| find(&group.methods, Some(other)).is_some()) {
         let about = format!(
-            "Of the gaps and of the perplexities, seed by seed: mean and 95 % confidence interval. Below zero: \
-             better than `{reference}`."
+            "Paired by seed: mean and 95 % confidence interval. Negative values are better than `{other}`."
         );
-        section(&title, &about, Some(differences(group)));
+        let title = format!("Difference from `{other}`");
+        section(&title, &about, Some(differences(group, other)));
+    }
+    if group.methods.len() > 2 {
+        let about = "For each measure, the difference from the other method with the lowest mean, which the cell names. \
+                     Paired by seed: mean and 95 % confidence interval.";
+        let title = "Difference from the best of the others";
+        section(title, about, Some(from_best(group)));
     }
     section("Tokens drawn", "", Some(tokens(group)));
-    let about = "Floating-point operations of the models' matrix products, what comes before a run (DoReMi's \
-                 reference and proxy, TED's filters) included. Evaluation and mixture: what steering takes, as a \
-                 share of the training's operations and of its time; methods that do not steer measure at the start \
-                 and at the end only.";
+    let about = "FLOPs count the models' matrix products, including preliminary runs (DoReMi's reference and proxy, \
+                 TED's filters). *Evaluation and mixture* is the cost of steering, as a share of the training's FLOPs \
+                 and of its time. Methods that do not steer evaluate only at the start and at the end.";
     let about = format!("{about}{}", cached(group));
     section("Cost", &about, Some(costs(group, reference)));
     if let Some(scores) = scores(group) {
-        let about = "By lm-evaluation-harness, imported with `--import-scores`; higher is better.";
+        let about =
+            "From lm-evaluation-harness, imported with `--import-scores`. Higher is better.";
         section("Scores", about, Some(scores));
     }
     section("Figures", "", None);
@@ -98,12 +123,11 @@ fn row(name: &str, cells: impl Iterator<Item = String>) -> Vec<String> {
     iter::once(name.to_owned()).chain(cells).collect()
 }
 
-/// A header with a column per domain between `first` and `last`.
-fn header(first: &[&str], group: &Group, last: &[&str]) -> Vec<String> {
+/// A header with a column per domain, and then `last`.
+fn header(group: &Group, last: &[&str]) -> Vec<String> {
     let domains = group.teacher.perplexity.keys();
-    let domains: Vec<&str> = domains.map(String::as_str).collect();
-    let names = [first, &domains, last].concat();
-    row("method", names.into_iter().map(str::to_owned))
+    let last = last.iter().map(|&name| name.to_owned());
+    row("method", domains.cloned().chain(last))
 }
 
 fn perplexity(group: &Group) -> Table {
@@ -118,22 +142,54 @@ fn perplexity(group: &Group) -> Table {
         let mean = marked(method, "mean_perplexity", &method.mean_perplexity);
         row(&method.method, domains.chain([mean]))
     };
-    Table::new(header(&[], group, &["mean"]))
+    Table::new(header(group, &["mean"]))
         .with([of_model("student before", &group.start.perplexity)])
         .with(group.methods.iter().map(of_method))
         .with([of_model("teacher", &group.teacher.perplexity)])
 }
 
-fn gaps(group: &Group) -> Table {
+fn primary(group: &Group) -> Table {
+    let rows = group.primary.iter().map(|claim| {
+        let margin = match claim.margin {
+            0.0 => String::new(),
+            margin => format!(" + {margin}"),
+        };
+        let holds = if claim.holds { "yes" } else { "no" };
+        let measure = title(&claim.measure);
+        vec![
+            format!("{measure}: {} < {}{margin}", claim.method, claim.other),
+            paired(&claim.difference),
+            claim.p_holm.map_or_else(String::new, p_value),
+            holds.to_owned(),
+        ]
+    });
+    let header = ["claim", "difference", "p (Holm)", "holds"].map(str::to_owned);
+    Table::new(header).with(rows)
+}
+
+/// The name of a column for people.
+fn title(column: &str) -> String {
+    column
+        .replace("worst_gap", "worst domain's gap")
+        .replace('_', " ")
+}
+
+fn measures(group: &Group) -> Table {
+    let names = group.methods.iter().take(1);
+    let names = names.flat_map(|method| method.measures().map(|(name, _)| title(name)));
     let of_method = |method: &MethodResult| {
-        let mean = marked(method, "mean_gap", &method.mean_gap);
-        let worst = marked(method, "worst_gap", &method.worst_gap);
-        let worst = format!("{worst} ({})", method.worst_domain);
-        let domains = method.gap.values().map(spread);
-        row(&method.method, [mean, worst].into_iter().chain(domains))
+        let measures = method.measures().map(|(name, spread)| match name {
+            "worst_gap" => format!("{} ({})", marked(method, name, spread), method.worst_domain),
+            _ => marked(method, name, spread),
+        });
+        row(&method.method, measures)
     };
-    let header = header(&["mean", "worst domain"], group, &[]);
-    Table::new(header).with(group.methods.iter().map(of_method))
+    Table::new(row("method", names)).with(group.methods.iter().map(of_method))
+}
+
+fn gaps(group: &Group) -> Table {
+    let of_method = |method: &MethodResult| row(&method.method, method.gap.values().map(spread));
+    Table::new(header(group, &[])).with(group.methods.iter().map(of_method))
 }
 
 fn ratios(group: &Group) -> Table {
@@ -141,18 +197,42 @@ fn ratios(group: &Group) -> Table {
         let domains = method.ratio.values().map(spread);
         row(&method.method, domains.chain([spread(&method.mean_ratio)]))
     };
-    Table::new(header(&[], group, &["mean"])).with(group.methods.iter().map(of_method))
+    Table::new(header(group, &["mean"])).with(group.methods.iter().map(of_method))
 }
 
-fn differences(group: &Group) -> Table {
-    let rows = group.methods.iter().filter_map(|method| {
-        let difference = method.difference.as_ref()?;
+fn differences(group: &Group, from: &str) -> Table {
+    let others = group.methods.iter().filter(|method| method.method != from);
+    let rows = others.map(|method| {
         let columns = method.columns();
-        let cells = columns.filter_map(|(column, _)| difference.get(&column).map(paired));
-        Some(row(&method.method, cells))
+        let cells = columns.filter_map(|(column, _)| method.difference(from, &column).map(paired));
+        row(&method.method, cells)
     });
-    let gaps = ["mean gap", "worst gap"];
-    Table::new(header(&gaps, group, &["mean perplexity"])).with(rows)
+    let columns = group.methods.iter().take(1);
+    let columns = columns.flat_map(|method| method.columns().map(|(name, _)| title(&name)));
+    Table::new(row("method", columns)).with(rows)
+}
+
+fn from_best(group: &Group) -> Table {
+    let of_method = |method: &MethodResult| {
+        let cells = method.measures().map(|(measure, _)| {
+            let others = group.methods.iter();
+            let others = others.filter(|other| other.method != method.method);
+            let mean = |other: &MethodResult| {
+                let spread = other.column(measure);
+                spread.map_or(f64::NAN, |spread| spread.mean)
+            };
+            let best = others.min_by(|a, b| mean(a).total_cmp(&mean(b)));
+            let difference = best.and_then(|best| {
+                let difference = method.difference(&best.method, measure)?;
+                Some(format!("{} ({})", paired(difference), best.method))
+            });
+            difference.unwrap_or_default()
+        });
+        row(&method.method, cells)
+    };
+    let names = group.methods.iter().take(1);
+    let names = names.flat_map(|method| method.measures().map(|(name, _)| title(name)));
+    Table::new(row("method", names)).with(group.methods.iter().map(of_method))
 }
 
 fn tokens(group: &Group) -> Table {
@@ -162,7 +242,7 @@ fn tokens(group: &Group) -> Table {
         let all = format!("{:.0}", method.tokens.mean);
         row(&method.method, shares.chain([all]))
     };
-    Table::new(header(&[], group, &["total tokens"])).with(group.methods.iter().map(of_method))
+    Table::new(header(group, &["total tokens"])).with(group.methods.iter().map(of_method))
 }
 
 /// What the shared cache of the teacher saved; empty if nothing.
@@ -278,6 +358,13 @@ fn marked(method: &MethodResult, column: &str, value: &Spread) -> String {
         format!("**{}**", spread(value))
     } else {
         spread(value)
+    }
+}
+
+fn p_value(p: f64) -> String {
+    match p {
+        small if small < 0.0001 => "< 0.0001".to_owned(),
+        _ => format!("{p:.4}"),
     }
 }
 

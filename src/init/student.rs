@@ -1,0 +1,54 @@
+//! The initial student: the given model, or one that `ddk shrink` makes from the teacher.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow};
+use ddk_jobs::{hint::Hint, hub};
+use ddk_model::ModelConfig;
+
+use crate::cli;
+
+/// The initial student of a configuration.
+pub(super) struct Student {
+    /// Its folder, or its name on the Hub.
+    pub(super) model: PathBuf,
+    pub(super) config: ModelConfig,
+    /// The layers that `ddk shrink` must keep, if it makes this student.
+    pub(super) shrunk_to: Option<usize>,
+}
+
+impl Student {
+    /// Reads the student of `--student`. Without one, plans a student with half of the teacher's layers.
+    pub(super) fn of(args: &cli::Init, teacher: &ModelConfig) -> Result<Self> {
+        if let Some(model) = &args.student {
+            let config = ModelConfig::read(&hub::model_without_weights(model)?).usage()?;
+            return Ok(Self {
+                model: model.clone(),
+                config,
+                shrunk_to: None,
+            });
+        }
+        let layers = usize::try_from(teacher.layers())?;
+        if layers < 2 || !args.teacher_server.is_empty() {
+            return Err(anyhow!("--student is missing"))
+                .hint(
+                    "without it, `ddk init` plans a student with half of the teacher's layers. This needs the \
+                     teacher's weights, and at least 2 layers",
+                )
+                .usage();
+        }
+        let kept = layers.div_ceil(2);
+        let name = super::domain_name(&hub::short_name(&args.teacher));
+        Ok(Self {
+            model: format!("models/{name}-{kept}-layers").into(),
+            config: teacher.with_layers(&(0..kept).collect::<Vec<_>>())?,
+            shrunk_to: Some(kept),
+        })
+    }
+
+    /// The command that makes it, if it does not exist yet.
+    pub(super) fn command(&self, args: &cli::Init) -> Option<String> {
+        let (out, layers) = (args.out.display(), self.shrunk_to?);
+        Some(format!("ddk shrink {out} --layers {layers}"))
+    }
+}
