@@ -3,7 +3,7 @@
 use std::{io::Write, path::PathBuf, sync::LazyLock};
 
 use clap::{
-    Args, Parser, Subcommand,
+    Args, CommandFactory, Parser, Subcommand,
     error::{ContextKind, ContextValue},
 };
 use ddk_jobs::args::{
@@ -366,6 +366,18 @@ pub fn refuse(mut error: clap::Error) -> ! {
     std::process::exit(error.exit_code())
 }
 
+/// Returns whether the command on the command line has the option `--set`.
+fn takes_settings() -> bool {
+    let program = Cli::command();
+    let command = std::env::args().nth(1);
+    let command = command.and_then(|name| program.find_subcommand(name).cloned());
+    command.is_some_and(|command| {
+        command
+            .get_arguments()
+            .any(|argument| argument.get_id() == "set")
+    })
+}
+
 /// Returns what to do instead of an unknown option: many trainers have `--resume`, and an option for each setting.
 fn hint(error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else {
@@ -375,6 +387,9 @@ fn hint(error: &clap::Error) -> Option<String> {
     if name == "resume" || name == "resume-from-checkpoint" {
         let hint = "`ddk train` resumes by itself: repeat the command that started the run";
         return Some(hint.to_owned());
+    }
+    if !takes_settings() {
+        return None;
     }
     let keys = ddk_settings::suggested(name).into_iter();
     let keys: Vec<String> = keys.map(|key| format!("--set {key}=VALUE")).collect();

@@ -88,7 +88,7 @@ impl Advisor {
         let both: Vec<String> = both.into_iter().flatten().collect();
         Some(format!(
             "weights have not left their limits for {INTERVALS} intervals: {}; the gaps are too far apart to steer by. \
-             Start from a student that mixture.policy = \"natural\" has distilled for a while, or lower mixture.alpha",
+             Set mixture.policy = \"excess\", which steers by the gaps in nats, or raise mixture.temperature",
             both.join(", ")
         ))
     }

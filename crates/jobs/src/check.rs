@@ -11,6 +11,7 @@ use std::{io::Write, path::Path, sync::Arc};
 use anyhow::{Context, Result, anyhow, ensure};
 use ddk_corpus::{Stale, first_document};
 use ddk_engine::Evaluation;
+use ddk_mixture::Excess;
 use ddk_model::{Model, ModelConfig, Weights};
 use ddk_objective::default_chunk;
 use ddk_report::document::Table;
@@ -210,21 +211,28 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<Corpus> {
     found.take(prepare::validation(&corpus))?;
     let rows = |steps| (steps * settings.training.global_batch_size) as f64;
     let rows = most_steps(settings).ok().map(rows);
-    let alpha = settings.mixture.alpha;
-    let floor = (1.0 - alpha) / corpus.domains.len() as f64;
-    let cap = alpha + floor;
-    let at_floor = format!("epochs at the floor ({:.1} %)", 100.0 * floor);
-    let at_cap = format!("at the cap ({:.1} %)", 100.0 * cap);
-    let mut table = Table::new([
-        "domain",
-        "sequences",
-        "tokens",
-        &at_floor,
-        "natural",
-        &at_cap,
-    ]);
+    let limits = limits(settings, corpus.domains.len());
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let mut header = ["domain", "sequences", "tokens"]
+        .map(str::to_owned)
+        .to_vec();
+    header.extend(limits.map(|[floor, _]| format!("epochs at the floor ({})", percent(floor))));
+    header.push(
+        if limits.is_some() {
+            "natural"
+        } else {
+            "epochs at the natural share"
+        }
+        .to_owned(),
+    );
+    header.extend(limits.map(|[_, cap]| format!("at the cap ({})", percent(cap))));
+    let mut table = Table::new(header);
     for (domain, natural) in corpus.domains.iter().zip(prepare::natural_shares(&corpus)) {
-        let passes = [floor, natural, cap].map(|share| match rows {
+        let shares = match limits {
+            Some([floor, cap]) => vec![floor, natural, cap],
+            None => vec![natural],
+        };
+        let passes = shares.into_iter().map(|share| match rows {
             Some(rows) => format!("{:.2}", share * rows / domain.rows() as f64),
             None => "?".to_owned(),
         });
@@ -234,6 +242,19 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<Corpus> {
     }
     found.line(table.to_string().trim_end());
     Some(corpus)
+}
+
+/// The smallest and the largest weight of a domain, if the policy has such limits.
+fn limits(settings: &Settings, domains: usize) -> Option<[f64; 2]> {
+    let mixture = &settings.mixture;
+    match mixture.policy {
+        MixturePolicy::Ddk => {
+            let floor = (1.0 - mixture.alpha) / domains as f64;
+            Some([floor, mixture.alpha + floor])
+        }
+        MixturePolicy::Excess => Some(Excess::limits(mixture.excess_alpha, domains)),
+        _ => None,
+    }
 }
 
 fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {

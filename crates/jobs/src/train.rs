@@ -108,7 +108,7 @@ pub fn distill(
     }
     display::clear();
     result::print(&ddk_run::read::summary(&path)?, args.json, out)?;
-    result::say_next(&path, args);
+    result::say_next(&path, settings, args);
     Ok(())
 }
 

@@ -119,6 +119,10 @@ proptest! {
                 for weight in &weights {
                     prop_assert!(weight.is_finite() && *weight >= floor - 1e-15, "{name}: {weight} under {floor}");
                 }
+                if matches!(policy, Policy::Excess(_)) {
+                    let [_, cap] = Excess::limits(alpha, count);
+                    prop_assert!(weights.iter().all(|weight| *weight <= cap + 1e-12), "{weights:?} over {cap}");
+                }
             }
             // Another list of domains: the first one is gone, and two are new.
             let kept: Vec<Option<usize>> = (1..count).map(Some).chain([None, None]).collect();

@@ -10,7 +10,7 @@ use ddk_run::{
     CheckpointStore, RunFolder,
     records::{DomainSummary, EventKind, Summary},
 };
-use ddk_settings::{ExportedStudent, ObjectiveName};
+use ddk_settings::{ExportedStudent, ObjectiveName, Settings};
 use ddk_telemetry::peak_resident_bytes;
 
 use super::{filters, prepared::Prepared};
@@ -87,7 +87,7 @@ pub(super) fn write_report(folder: &RunFolder) -> Result<()> {
 }
 
 /// Says what to do with a finished run, unless a program reads the result.
-pub(super) fn say_next(run: &Path, args: &args::Train) {
+pub(super) fn say_next(run: &Path, settings: &Settings, args: &args::Train) {
     if args.json {
         return;
     }
@@ -97,9 +97,13 @@ pub(super) fn say_next(run: &Path, args: &args::Train) {
     let mut next = Vec::new();
     if student.exists() {
         let student = shown(&student);
-        next.push(format!(
-            "ddk generate --model {student} --prompt \"Once upon a time\""
-        ));
+        let mut domains = settings.domains.values();
+        let prompt = if domains.any(|domain| domain.messages_field.is_some()) {
+            "--chat --prompt \"Hello\""
+        } else {
+            "--prompt \"Once upon a time\""
+        };
+        next.push(format!("ddk generate --model {student} {prompt}"));
         if let Some(config) = args.config.files.first() {
             next.push(format!("ddk eval {} --model {student}", shown(config)));
         }

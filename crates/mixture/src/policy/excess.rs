@@ -71,6 +71,15 @@ impl Excess {
         }
     }
 
+    /// The smallest and the largest weight of a domain.
+    pub fn limits(alpha: f64, domains: usize) -> [f64; 2] {
+        let count = domains as f64;
+        let floor = (1.0 - alpha) / count;
+        // The largest before the weights are normalized, if one domain has all of the excess.
+        let largest = (alpha + floor).min(CAP / count);
+        [floor, largest / (largest + floor * (count - 1.0))]
+    }
+
     pub(crate) fn of_domains(&self, kept: &[Option<usize>]) -> Self {
         let weights = self.weights.iter();
         Self {
