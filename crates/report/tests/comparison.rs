@@ -153,7 +153,10 @@ fn the_best_is_marked_only_where_the_interval_excludes_zero() {
         panic!("three methods");
     };
     // Math: differences -1, -0.98, -1.02. Prose: -0.5, 1.4, -2.4.
-    assert_eq!(ddk.best_in, ["mean_gap", "worst_gap", "perplexity.math"]);
+    assert_eq!(
+        ddk.best_in,
+        ["mean_gap", "worst_gap", "clipped_gap", "perplexity.math"]
+    );
     let prose = ddk.difference("kd", "perplexity.prose").unwrap();
     assert!(!prose.excludes_zero());
     assert!(kd.best_in.is_empty() && kd.difference("kd", "mean_gap").is_none());

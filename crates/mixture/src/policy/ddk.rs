@@ -67,7 +67,10 @@ impl Ddk {
         let ratio = at_start.checked_ratios()?;
         check_weights(natural, ratio.len())?;
         let factor = discrepancy(&self.cooled(ratio))?;
-        let weights = self.first.weights(natural, at_start)?;
+        let weights = match self.first {
+            InitialMixture::Discrepancy => factor.clone(),
+            other => other.weights(natural, at_start)?,
+        };
         self.factor = Some(factor.clone());
         Ok(Decision {
             discrepancy: Some(factor),

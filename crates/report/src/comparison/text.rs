@@ -44,7 +44,7 @@ fn how_to_read(comparison: &Comparison) -> String {
     );
     if n < 2 {
         text.push_str(
-            " With one seed, there is no spread and no interval, nothing is marked, and small differences mean nothing.",
+            " One seed gives no spread and no interval, so nothing is bold, and small differences mean nothing.",
         );
         return text;
     }
