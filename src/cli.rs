@@ -159,8 +159,8 @@ pub struct Init {
     /// vLLM server that runs the teacher (may be repeated), for example http://10.0.0.5:8000
     #[arg(long, value_name = "URL")]
     pub teacher_server: Vec<String>,
-    /// Initial student: a folder, or a name on the Hub [default: the teacher with half of its layers, which `ddk shrink`
-    /// makes]
+    /// Initial student: a folder, or a name on the Hub [default: the teacher with half of its layers, made by
+    /// `ddk shrink`]
     #[arg(long, value_name = "MODEL")]
     pub student: Option<PathBuf>,
     /// Data: a folder, in which each subfolder and each file becomes a domain, a file, or a data set on the Hub, such

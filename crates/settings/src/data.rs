@@ -165,8 +165,8 @@ pub struct Mixture {
     #[default = 0.5]
     #[schemars(range(min = 0, max = 1))]
     pub alpha: f64,
-    /// `ddk`: divides the perplexity ratios before the exponential of Eq. 1 and 2. 1 is the paper's. If one domain always
-    /// has the largest weight, raise it to about the size of the ratios.
+    /// `ddk`: divides the perplexity ratios before the exponential of Eq. 1 and 2; the paper's is 1. If one domain
+    /// always has the largest weight, raise it to about the size of the ratios.
     #[default = 1.0]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub temperature: f64,

@@ -9,8 +9,8 @@ use crate::{
 };
 
 /// Equations 1 and 2: r_0 is the discrepancy at the start. Each later interval uses the weights
-/// `r_{t+1} = alpha * normalized(r_t * exp(ratio)) + (1 - alpha) / N`. A temperature other than 1, which is the paper's,
-/// divides the ratios.
+/// `r_{t+1} = alpha * normalized(r_t * exp(ratio)) + (1 - alpha) / N`. A temperature divides the ratios; the paper's
+/// is 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ddk {
     pub(super) alpha: f64,
