@@ -97,8 +97,8 @@ fn of_group(group: &Group, reference: Option<&str>) -> Vec<Block> {
         section(&title, &about, Some(differences(group, other)));
     }
     if group.methods.len() > 2 {
-        let about = "For each measure, the difference from the best other method by its mean, which the cell names. Paired \
-                     by seed: mean and 95 % confidence interval.";
+        let about = "For each measure, the difference from the best other method by its mean, which the cell names. \
+                     Paired by seed: mean and 95 % confidence interval.";
         let title = "Difference from the best of the others";
         section(title, about, Some(from_best(group)));
     }
