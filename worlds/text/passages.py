@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the text of world 2: one passage from each chosen document, one JSON Lines file per domain.
+"""Writes the text of world 2: one passage from each chosen document, one JSON Lines file per domain. FOLDER/heldout has
+passages of other documents, for worlds/evaluate.
 
     passages.py FOLDER DOCUMENTS...    DOCUMENTS: folders with NAME.jsonl.gz, from tools/demo-text/collect.py
 
@@ -27,6 +28,8 @@ LIMITS = {
 }
 # About 20 passages.
 RESERVE = 120_000
+# Passages per domain that no run trains on or validates with.
+HELD_OUT = 40
 
 # Characters: what a passage leaves out at the start of its document, how short and how long it may be.
 HEAD, SHORTEST, LONGEST = 1_000, 1_000, 6_000
@@ -60,16 +63,23 @@ def of_domain(name, folders):
 
 
 def main(folder, *folders):
+    heldout = pathlib.Path(folder, "heldout")
+    heldout.mkdir(parents=True, exist_ok=True)
     for name, limit in LIMITS.items():
         size = total = 0
-        lines = []
+        lines, others = [], []
         for text, source in of_domain(name, [pathlib.Path(folder) for folder in folders]):
             length = len(text.encode())
             total += length
+            line = json.dumps({"text": text, "source": source}, ensure_ascii=False) + "\n"
             if size + length <= limit + RESERVE:
                 size += length
-                lines.append(json.dumps({"text": text, "source": source}, ensure_ascii=False) + "\n")
+                lines.append(line)
+            else:
+                others.append(line)
         pathlib.Path(folder, f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        # The last ones: far from the border, where passages were left out because of their length.
+        (heldout / f"{name}.jsonl").write_text("".join(others[-HELD_OUT:]), encoding="utf-8")
         print(f"{name}: {len(lines)} passages, {size / 1e6:.2f} of {total / 1e6:.2f} MB")
 
 
