@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints tables of the evaluations that worlds/evaluate made: bits per byte and accuracy by domain, with standard errors.
+"""Prints tables of what worlds/evaluate measured: bits per byte and accuracy by domain, with standard errors.
 
     table.py FOLDER SEED...
 

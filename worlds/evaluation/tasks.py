@@ -4,8 +4,8 @@
     tasks.py HELDOUT FOLDER    HELDOUT: the folder that worlds/text/passages.py wrote
 
 world_bits_DOMAIN: bits per byte of the first characters of each passage.
-world_cloze_DOMAIN: which of four lines comes next? The wrong ones follow other passages of the domain and are of similar
-length. All four have the indentation of the right one. Chance: 25 percent."""
+world_cloze_DOMAIN: which of four lines comes next? The wrong ones follow other passages of the domain and are about as
+long. All four have the indentation of the right one. Chance: 25 percent."""
 
 import hashlib
 import json
