@@ -4,6 +4,11 @@
     collect.py wheel WHEEL FOLDER    cpp and python: the headers and the modules in torch's wheel
     collect.py packages FOLDER       data, prose and rust: the packages that Cargo.lock beside this file names
 
+Other text, for example of worlds/text, comes from another wheel, or from the packages of another manifest:
+
+    collect.py wheel WHEEL FOLDER DOMAIN=.EXTENSION,...
+    collect.py packages FOLDER MANIFEST DOMAIN=.EXTENSION,...
+
 A line has a document's name ("source") and its text ("text"); the lines are sorted by name. The same wheel and the same
 lock file give the same lines on every machine."""
 
@@ -31,9 +36,8 @@ def of_wheel(wheel):
             yield entry.filename, entry.file_size, lambda entry=entry: archive.read(entry)
 
 
-def of_packages():
-    """Name, length and reader of each file of the packages; cargo downloads those that are missing."""
-    manifest = pathlib.Path(__file__).resolve().parent / "Cargo.toml"
+def of_packages(manifest):
+    """Name, length and reader of each file of the manifest's packages; cargo downloads those that are missing."""
     command = ["cargo", "metadata", "--format-version=1", "--locked", f"--filter-platform={PLATFORM}"]
     output = subprocess.run([*command, f"--manifest-path={manifest}"], check=True, stdout=subprocess.PIPE).stdout
     for package in json.loads(output)["packages"]:
@@ -67,11 +71,24 @@ def write(folder, domains, files):
                 out.write(line.encode("utf-8") + b"\n")
 
 
+def domains_of(arguments):
+    """The domains that DOMAIN=.EXTENSION,... arguments declare."""
+    pairs = [argument.partition("=") for argument in arguments]
+    if not pairs or not all(name and extensions.startswith(".") for name, _, extensions in pairs):
+        raise SystemExit(__doc__)
+    return {name: set(extensions.split(",")) for name, _, extensions in pairs}
+
+
 def main(arguments):
-    if len(arguments) == 3 and arguments[0] == "wheel":
-        write(arguments[2], OF_WHEEL, of_wheel(arguments[1]))
-    elif len(arguments) == 2 and arguments[0] == "packages":
-        write(arguments[1], OF_PACKAGES, of_packages())
+    what, *arguments = arguments or [""]
+    if what == "wheel" and len(arguments) >= 2:
+        wheel, folder, *others = arguments
+        write(folder, domains_of(others) if others else OF_WHEEL, of_wheel(wheel))
+    elif what == "packages" and len(arguments) == 1:
+        write(arguments[0], OF_PACKAGES, of_packages(pathlib.Path(__file__).resolve().parent / "Cargo.toml"))
+    elif what == "packages" and len(arguments) >= 3:
+        folder, manifest, *others = arguments
+        write(folder, domains_of(others), of_packages(manifest))
     else:
         raise SystemExit(__doc__)
 
