@@ -3,7 +3,7 @@
 use std::{io::Write, path::PathBuf, sync::LazyLock};
 
 use clap::{
-    Args, Parser, Subcommand,
+    ArgGroup, Args, Parser, Subcommand,
     error::{ContextKind, ContextValue},
 };
 use ddk_jobs::args::{
@@ -249,14 +249,10 @@ pub enum DataCommand {
 
 /// A model and its sampling parameters.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("models").args(["model", "config"]).required(true))]
 pub struct Generate {
     /// Model: a folder in Hugging Face format, or a name on the Hub
-    #[arg(
-        long,
-        value_name = "MODEL",
-        required_unless_present = "config",
-        conflicts_with = "config"
-    )]
+    #[arg(long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// A second model, which gets the same prompts
     #[arg(long, value_name = "MODEL", conflicts_with = "config")]

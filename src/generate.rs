@@ -19,6 +19,7 @@ use ddk_jobs::{
     progress::say,
 };
 use ddk_model::{Model, Placement};
+use ddk_run::view::counted;
 use ddk_torch::{ComputeContext, parse_device};
 use tch::Kind;
 
@@ -267,7 +268,8 @@ impl Speaker {
         }
         let rate = f64::from(count as u32) / began.elapsed().as_secs_f64();
         say(&format!(
-            "{count} tokens after a prompt of {}, {rate:.1} tokens/s",
+            "{} after a prompt of {}, {rate:.1} tokens/s",
+            counted(count as u64, "token"),
             prompt.len()
         ));
         Ok(())

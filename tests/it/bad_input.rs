@@ -288,7 +288,7 @@ fn a_damaged_model_is_an_error_of_the_start() {
     fs::remove_file(&path).unwrap();
     says(
         &world.fail(1, &["train", "config.toml"]),
-        &["models/student holds no model.safetensors"],
+        &["there is no model.safetensors in models/student"],
     );
 }
 

@@ -166,7 +166,9 @@ fn a_run_is_forked_with_its_domains_or_others() {
     ];
     let output = world.succeed(&fork);
     assert!(
-        stderr(&output).contains("forked from step 6"),
+        stderr(&output).contains("forked from step 6")
+            && stderr(&output).contains("starting at step 7 of the run in runs/")
+            && !stderr(&output).contains("resuming"),
         "{}",
         stderr(&output)
     );

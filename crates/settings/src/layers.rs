@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Problem},
     keys::names_in,
     renamed, rules,
-    suggest::suggested,
+    suggest::{is_end, suggested},
 };
 
 /// Prefix of environment variables that are settings: `DDK__OPTIMIZER__LR=1e-4`.
@@ -233,7 +233,8 @@ impl Reader<'_> {
                 Some(renamed) if !is_known => self.problem(name.span(), &renamed, ""),
                 None if !is_known && !is_table => {
                     let message = format!("unknown field `{key}`");
-                    let suggestion = elsewhere(key);
+                    let here = known.iter().filter(|name| is_end(name, key));
+                    let suggestion = did_you_mean(here).or_else(|| elsewhere(key));
                     let suggestion = suggestion.unwrap_or_else(|| nearest(key, &known));
                     self.problem(name.span(), &message, &suggestion);
                 }
@@ -304,8 +305,12 @@ fn underline(text: &str, span: Range<usize>) -> String {
 
 /// Suggests the keys with this name in other tables.
 fn elsewhere(unknown: &str) -> Option<String> {
-    let keys = suggested(unknown).into_iter();
-    let keys: Vec<String> = keys.map(|key| format!("`{key}`")).collect();
+    did_you_mean(suggested(unknown).iter())
+}
+
+/// Asks whether the user meant one of these names; `None` if there are none.
+fn did_you_mean<'a>(names: impl Iterator<Item = &'a &'a str>) -> Option<String> {
+    let keys: Vec<String> = names.map(|name| format!("`{name}`")).collect();
     let (last, others) = keys.split_last()?;
     Some(match others {
         [] => format!(" (did you mean {last}?)"),
