@@ -287,6 +287,9 @@ pub struct Generate {
     /// Device of the model: `cpu`, or `cuda:0`, `cuda:1`, …
     #[arg(long, default_value = "cpu")]
     pub device: String,
+    /// Number format of weights and matrix products: `fp32`, or `bf16` with half the memory
+    #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
+    pub dtype: String,
 }
 
 /// A configuration with earlier names.

@@ -203,7 +203,11 @@ impl Speaker {
             stops = tokenizer.stop_tokens();
             stops.extend(template.end_of_turn().and_then(|token| tokenizer.id(token)));
         }
-        let model = Model::load(folder, &Placement::on(device, Kind::Float))?;
+        let kind = match args.dtype.as_str() {
+            "bf16" => Kind::BFloat16,
+            _ => Kind::Float,
+        };
+        let model = Model::load(folder, &Placement::on(device, kind))?;
         Ok(Self {
             vocabulary: (tokenizer.vocabulary() as i64).min(model.config().vocab_size()),
             name,

@@ -51,7 +51,7 @@ pub fn run(args: &cli::Init) -> Result<()> {
     let chats = domains.iter().find(|domain| domain.shape.is_chat());
     if let (Some(chats), Err(error)) = (chats, template(&folder)) {
         say(&format!(
-            "warning: {} holds conversations, which need a chat template: {error}; {TEMPLATE_ADVICE}",
+            "warning: {} contains conversations, which need a chat template: {error}; {TEMPLATE_ADVICE}",
             chats.name
         ));
     }

@@ -109,10 +109,20 @@ pub fn find(args: &cli::Init) -> Result<Vec<FoundDomain>> {
     };
     if domains.is_empty() {
         return Err(anyhow!("{} contains no text", args.data.display()))
-            .hint("the lines above say what each file is; docs/corpora.md lists the formats that DDK reads")
+            .hint(no_text_hint(&entries))
             .usage();
     }
     Ok(domains)
+}
+
+/// What to do if no file has a text.
+fn no_text_hint(entries: &[Entry]) -> &'static str {
+    let mut files = entries.iter().flat_map(|entry| &entry.files);
+    if files.any(|file| file.format.is_some() && !file.fields.is_empty()) {
+        "name the field that contains the text with --text-field, or write a domain's text_template (docs/corpora.md)"
+    } else {
+        "the lines above say what each file is; docs/corpora.md lists the formats that DDK reads"
+    }
 }
 
 /// Whether a path has the form of a repository's name: `ORG/NAME`.

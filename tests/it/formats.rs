@@ -521,7 +521,7 @@ fn a_file_is_a_domain_and_conversations_name_their_field() {
         "{said}"
     );
     // These models cannot chat.
-    let warning = "warning: chat holds conversations, which need a chat template: tokenizer models/student: it has no \
+    let warning = "warning: chat contains conversations, which need a chat template: tokenizer models/student: it has no \
                    chat template";
     assert!(
         said.contains(warning) && said.contains("copy chat_template.jinja"),
@@ -573,6 +573,12 @@ fn a_file_is_a_domain_and_conversations_name_their_field() {
         "sides.toml",
         "--text-field",
     ];
+    let (succeeded, said) = data.init(&sides[..4]);
+    assert!(
+        !succeeded
+            && said.contains("hint: name the field that contains the text with --text-field"),
+        "{said}"
+    );
     let (succeeded, said) = data.init(&[&sides[..], &["right"]].concat());
     assert!(succeeded, "{said}");
     let config = fs::read_to_string(data.world.path().join("sides.toml")).unwrap();

@@ -37,7 +37,7 @@ pub enum ModelError {
         missing: &'static str,
     },
     /// The folder holds only pickled weights.
-    #[error("{} holds pickled weights (pytorch_model.bin), which can run code when they are read; convert them: \
+    #[error("{} contains pickled weights (pytorch_model.bin), which can run code when they are read; convert them: \
              AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)",
             .0.display())]
     Pickled(PathBuf),
@@ -50,7 +50,7 @@ pub enum ModelError {
         reason: String,
     },
     /// The folder holds something that would be lost if a model were written there.
-    #[error("{} holds {found}, which ddk did not write: it is not replaced", folder.display())]
+    #[error("{} contains {found}, which ddk did not write: it is not replaced", folder.display())]
     NotReplaced {
         /// The folder.
         folder: PathBuf,

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use super::{
     changes, course, options, policy,
     prepared::{Prepared, keeps_best},
-    session::Session,
+    session::{Session, process},
 };
 use crate::{
     args,
@@ -262,7 +262,7 @@ impl Assembly {
             0 => EventKind::Started,
             _ => EventKind::Resumed,
         };
-        journal.event(step, kind, &session::process())?;
+        journal.event(step, kind, &process())?;
         Ok(Start {
             recovered,
             checkpoints,
