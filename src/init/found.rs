@@ -6,49 +6,44 @@ use ddk_corpus::{Detected, Shape};
 
 /// Maximum number of files of one kind to list one by one.
 const ONE_BY_ONE: usize = 3;
-/// Maximum number of lines about a folder.
+/// Maximum number of lines about a folder, or about its skipped files if the others must be listed.
 const LINES: usize = 20;
-
-/// A line about files.
-struct Line {
-    text: String,
-    files: usize,
-    is_skipped: bool,
-}
 
 /// Returns what to print about the files of a folder. `each_is_a_domain`: list all files that have a text, because each
 /// of them becomes a domain.
 pub(super) fn lines(folder: &Path, files: &[&Detected], each_is_a_domain: bool) -> Vec<String> {
-    let mut kinds: Vec<Vec<&Detected>> = Vec::new();
-    let mut numbers: BTreeMap<String, usize> = BTreeMap::new();
+    let mut kinds: BTreeMap<String, Vec<&Detected>> = BTreeMap::new();
     for file in files {
-        let number = *numbers.entry(kind(file)).or_insert(kinds.len());
-        match kinds.get_mut(number) {
-            Some(alike) => alike.push(file),
-            None => kinds.push(vec![file]),
-        }
+        kinds.entry(kind(file)).or_default().push(file);
     }
-    let all = kinds.iter().flat_map(|alike| {
-        let is_skipped = alike.iter().all(|file| file.shape.is_err());
-        let listed = alike.len() <= ONE_BY_ONE || (each_is_a_domain && !is_skipped);
-        let line = |text, files| Line {
-            text,
-            files,
-            is_skipped,
+    let (mut printed, mut skipped) = (Vec::new(), 0);
+    let (mut left, mut left_skipped) = (0, 0);
+    for file in files {
+        let is_skipped = file.shape.is_err();
+        let must_be_listed = each_is_a_domain && !is_skipped;
+        let kind = kind(file);
+        let (text, count) = match kinds.get(&kind) {
+            Some(alike) if alike.len() > ONE_BY_ONE && !must_be_listed => {
+                let line = (of_files(folder, alike), alike.len());
+                // One line is for all of them.
+                kinds.insert(kind, Vec::new());
+                line
+            }
+            // In the line of an earlier file.
+            Some(alike) if alike.is_empty() => continue,
+            _ => (of_file(file), 1),
         };
-        if listed {
-            alike.iter().map(|file| line(of_file(file), 1)).collect()
+        let before = if each_is_a_domain {
+            skipped
         } else {
-            vec![line(of_files(folder, alike), alike.len())]
-        }
-    });
-    let (mut printed, mut left, mut left_skipped) = (Vec::new(), 0, 0);
-    for line in all {
-        if printed.len() < LINES || (each_is_a_domain && !line.is_skipped) {
-            printed.push(line.text);
+            printed.len()
+        };
+        if must_be_listed || before < LINES {
+            printed.push(text);
+            skipped += usize::from(is_skipped);
         } else {
-            left += line.files;
-            left_skipped += if line.is_skipped { line.files } else { 0 };
+            left += count;
+            left_skipped += if is_skipped { count } else { 0 };
         }
     }
     if left > 0 {

@@ -50,7 +50,7 @@ fn a_mistyped_value_and_one_out_of_range_name_the_key() {
         &[
             "config.toml:",
             "interval = \"4\"",
-            "expected a whole number: 1 or more",
+            "expected a whole number: 1 to 1000000",
         ],
     );
 }

@@ -200,7 +200,7 @@ fn a_run_is_forked_with_its_domains_or_others() {
         "6",
     ]);
     assert!(
-        stderr(&output).contains("2 of 3 domains are kept, 1 are new"),
+        stderr(&output).contains("2 of 3 domains kept, 1 new"),
         "{}",
         stderr(&output)
     );

@@ -52,7 +52,7 @@ mod tests {
             (
                 "invalid value: integer `-5`, expected u64",
                 "training.micro_batch_size",
-                "found the integer `-5`, expected a whole number: 1 or more",
+                "found the integer `-5`, expected a whole number: 1 to 1000000",
             ),
             (
                 "invalid type: string \"cuda:0\", expected a sequence",
