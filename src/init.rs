@@ -130,6 +130,11 @@ fn render(
     };
     let has_chats = domains.iter().any(|domain| domain.shape.is_chat());
     let [peak, end] = rates(student.parameter_count().usage()?, has_chats);
+    let reason = if has_chats {
+        "for conversations and a student of this size"
+    } else {
+        "for a student of this size"
+    };
     let run = format!(
         "{}-from-{}-on-{}",
         name(&args.student),
@@ -151,7 +156,7 @@ fn render(
          # device = \"cuda:1\"\n# dtype = \"bf16\"\n\n\
          [training]\nglobal_batch_size = 16    # sequences per optimizer step\n\
          micro_batch_size = 4      # sequences at a time; fewer need less memory\n\n\
-         [optimizer]\nlr = {peak}                 # the peak, for a student of this size: docs/recipes.md\n\n\
+         [optimizer]\nlr = {peak}                 # the peak, {reason}: docs/recipes.md\n\n\
          [lr_scheduler]\nwarmup_steps = 100\nmin_lr = {end}             # at the end of a cosine\n\n\
          [mixture]\nalpha = 0.5               # 0: all domains equal; 1: no floor\n\
          interval = 500            # steps between updates of the mixture\n\n\

@@ -126,7 +126,7 @@ mod tests {
         let of_text = || Ok(Shape::Field("text".to_owned()));
         let odd = file(99, Err("no text field".to_owned()));
         let few: Vec<Detected> = (0..3).map(|number| file(number, of_text())).collect();
-        let one_by_one = said(&[&few[..], &[odd.clone()]].concat(), false);
+        let one_by_one = said(&[&few[..], std::slice::from_ref(&odd)].concat(), false);
         assert_eq!(one_by_one.len(), 4);
         assert_eq!(
             one_by_one[0],

@@ -521,8 +521,8 @@ fn a_file_is_a_domain_and_conversations_name_their_field() {
         "{said}"
     );
     // These models cannot chat.
-    let warning = "warning: chat contains conversations, which need a chat template: tokenizer models/student: it has no \
-                   chat template";
+    let warning = "warning: chat contains conversations, which need a chat template: tokenizer models/student: it \
+                   has no chat template";
     assert!(
         said.contains(warning) && said.contains("copy chat_template.jinja"),
         "{said}"
