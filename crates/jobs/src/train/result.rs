@@ -183,7 +183,7 @@ fn summarize(prepared: &Prepared, folder: &RunFolder, outcome: &Outcome) -> Resu
     let after = after.context("the last evaluation is missing")?;
     let totals = &outcome.totals;
     let tokens = totals.all_tokens();
-    // A fork that goes on within an interval has the baseline of the run that it was forked from. Its results start
+    // A fork that continues an interval has the baseline of the run that it was forked from. Its results start
     // with its own first evaluation, as on the page.
     let first = ddk_run::read::first_mixture(folder.path())?;
     let of_fork = first.filter(|line| line.evaluated_at_step > 0);
