@@ -3,7 +3,7 @@
 use std::{io::Write, path::PathBuf, sync::LazyLock};
 
 use clap::{
-    Args, CommandFactory, Parser, Subcommand,
+    ArgGroup, Args, CommandFactory, Parser, Subcommand,
     error::{ContextKind, ContextValue},
 };
 use ddk_jobs::args::{
@@ -250,14 +250,10 @@ pub enum DataCommand {
 
 /// A model and its sampling parameters.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("models").args(["model", "config"]).required(true))]
 pub struct Generate {
     /// Model: a folder in Hugging Face format, or a name on the Hub
-    #[arg(
-        long,
-        value_name = "MODEL",
-        required_unless_present = "config",
-        conflicts_with = "config"
-    )]
+    #[arg(long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// A second model, which gets the same prompts
     #[arg(long, value_name = "MODEL", conflicts_with = "config")]
@@ -292,6 +288,9 @@ pub struct Generate {
     /// Device of the model: `cpu`, or `cuda:0`, `cuda:1`, …
     #[arg(long, default_value = "cpu")]
     pub device: String,
+    /// Number format of weights and matrix products: `fp32`, or `bf16` with half the memory
+    #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
+    pub dtype: String,
 }
 
 /// A configuration with earlier names.

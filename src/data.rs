@@ -15,7 +15,7 @@ use ddk_jobs::{
     hub::{self, Wanted},
     prepare::{self, Outdated},
 };
-use ddk_run::records::SampleLine;
+use ddk_run::{records::SampleLine, view::counted};
 
 use crate::cli::DataCommand;
 
@@ -61,7 +61,11 @@ fn inspect(args: &ConfigArgs, only: Option<&str>, rows: u64, out: &mut dyn Write
         for row in spread(domain.rows(), rows) {
             let row = domain.sequence(row)?;
             let (number, rows, tokens) = (row.number, domain.rows(), row.tokens.len());
-            writeln!(out, "  sequence {number} of {rows}: {tokens} tokens")?;
+            writeln!(
+                out,
+                "  sequence {number} of {rows}: {}",
+                counted(tokens as u64, "token")
+            )?;
             print_row(&row, &corpus.tokenizer, marks, out)?;
         }
     }

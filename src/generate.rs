@@ -19,6 +19,7 @@ use ddk_jobs::{
     progress::say,
 };
 use ddk_model::{Model, Placement};
+use ddk_run::view::counted;
 use ddk_torch::{ComputeContext, parse_device};
 use tch::Kind;
 
@@ -202,7 +203,11 @@ impl Speaker {
             stops = tokenizer.stop_tokens();
             stops.extend(template.end_of_turn().and_then(|token| tokenizer.id(token)));
         }
-        let model = Model::load(folder, &Placement::on(device, Kind::Float))?;
+        let kind = match args.dtype.as_str() {
+            "bf16" => Kind::BFloat16,
+            _ => Kind::Float,
+        };
+        let model = Model::load(folder, &Placement::on(device, kind))?;
         Ok(Self {
             vocabulary: (tokenizer.vocabulary() as i64).min(model.config().vocab_size()),
             name,
@@ -267,7 +272,8 @@ impl Speaker {
         }
         let rate = f64::from(count as u32) / began.elapsed().as_secs_f64();
         say(&format!(
-            "{count} tokens after a prompt of {}, {rate:.1} tokens/s",
+            "{} after a prompt of {}, {rate:.1} tokens/s",
+            counted(count as u64, "token"),
             prompt.len()
         ));
         Ok(())

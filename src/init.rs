@@ -1,13 +1,16 @@
 //! `ddk init`: writes a commented configuration for two models and text: folders, or names on the Hugging Face Hub.
 
 mod domains;
+mod found;
 mod student;
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result, anyhow};
-use ddk_jobs::{hint::Hint, hub, progress::say, suited::Suited};
+use ddk_corpus::{ChatTemplate, CorpusError, TokenizerFolder};
+use ddk_jobs::{chat::TEMPLATE_ADVICE, hint::Hint, hub, progress::say, suited::Suited};
 use ddk_model::ModelConfig;
+use ddk_run::view::counted;
 
 use crate::cli;
 
@@ -30,15 +33,12 @@ pub fn run(args: &cli::Init) -> Result<()> {
         ModelConfig::read(&folder)
     };
     let teacher = teacher.usage()?;
-    let student = Student::of(args, &teacher)?;
+    let student = Student::of(args, &teacher, folder)?;
     let domains = domains::find(args)?;
     let text = render(args, &teacher, &student, &domains)?;
     fs::write(&args.out, text).with_context(|| format!("cannot write {}", args.out.display()))?;
     let out = args.out.display();
-    let count = match domains.len() {
-        1 => "1 domain".to_owned(),
-        count => format!("{count} domains"),
-    };
+    let count = counted(domains.len() as u64, "domain");
     let made_by = domains
         .iter()
         .filter(|domain| domain.shape.needs_tokenizer());
@@ -46,6 +46,13 @@ pub fn run(args: &cli::Init) -> Result<()> {
         say(&format!(
             "set domains.{}.tokenizer in {out} to the folder of the tokenizer that made its ids",
             domain.name
+        ));
+    }
+    let chats = domains.iter().find(|domain| domain.shape.is_chat());
+    if let (Some(chats), Err(error)) = (chats, template(&student.tokenizer)) {
+        say(&format!(
+            "warning: {} contains conversations, which need a chat template: {error}; {TEMPLATE_ADVICE}",
+            chats.name
         ));
     }
     let next = match student.command(args) {
@@ -57,6 +64,41 @@ pub fn run(args: &cli::Init) -> Result<()> {
     };
     say(&format!("{count} in {out}; next: {next}"));
     Ok(())
+}
+
+/// Opens the chat template that conversations are rendered with, which is the student's.
+fn template(student: &Path) -> Result<(), CorpusError> {
+    ChatTemplate::open(&TokenizerFolder::open(student, None)?).map(drop)
+}
+
+/// Returns the name of the data, for the names of the run and of the prepared corpus: other data must not replace what
+/// an earlier run of the same models uses.
+fn data_name(data: &Path) -> String {
+    let name = hub::short_name(data);
+    let stem = name.split('.').next().filter(|stem| !stem.is_empty());
+    match stem {
+        Some(stem) if data.is_file() => stem.to_owned(),
+        _ => name,
+    }
+}
+
+/// The peaks and the ends of learning rates in docs/recipes.md, from those of the smallest students on. Each is about
+/// a third of the one before.
+const RATES: [[&str; 2]; 4] = [
+    ["1e-4", "1e-5"],
+    ["3e-5", "3e-6"],
+    ["1e-5", "1e-6"],
+    ["3e-6", "3e-7"],
+];
+
+/// Returns the learning rates for a student with this many parameters. Conversations use a third.
+fn rates(parameters: i64, has_chats: bool) -> [&'static str; 2] {
+    let column = match parameters {
+        ..500_000_000 => 0,
+        500_000_000..4_000_000_000 => 1,
+        _ => 2,
+    };
+    RATES[column + usize::from(has_chats)]
 }
 
 fn is_served(args: &cli::Init) -> bool {
@@ -97,12 +139,25 @@ fn render(
     let shrink = shrink.map(|command| {
         format!("# `{command}` makes it from the teacher. To use another model, set its folder or name.\n")
     });
+    let has_chats = domains.iter().any(|domain| domain.shape.is_chat());
+    let [peak, end] = rates(student.config.parameter_count().usage()?, has_chats);
+    let reason = if has_chats {
+        "for conversations and a student of this size"
+    } else {
+        "for a student of this size"
+    };
+    let run = format!(
+        "{}-from-{}-on-{}",
+        name(&student.model),
+        name(&args.teacher),
+        domain_name(&data_name(&args.data))
+    );
     let mut text = format!(
         "# Written by `ddk init`. Next: ddk check {out}, then ddk train {out}\n\
          # Every key, its default and its meaning: docs/settings.md, or `ddk config schema`.\n\n\
-         [run]\nname = \"{student}-from-{teacher}\"\n\
+         [run]\nname = \"{run}\"\n\
          max_steps = 5000          # or max_tokens, or max_intervals\n\n\
-         [corpus]\ndir = \"prepared/{student}-from-{teacher}\"   # the prepared corpus\n\
+         [corpus]\ndir = \"prepared/{run}\"   # the prepared corpus\n\
          sequence_length = {length}    # tokens per sequence\n\
          validation_fraction = 0.05   # share of documents held out, chosen by a hash of their content\n\
          validation_documents = 500\n\n\
@@ -112,15 +167,15 @@ fn render(
          # device = \"cuda:1\"\n# dtype = \"bf16\"\n\n\
          [training]\nglobal_batch_size = 16    # sequences per optimizer step\n\
          micro_batch_size = 4      # sequences at a time; fewer need less memory\n\n\
-         [optimizer]\nlr = 3e-5                 # the peak, after the warmup\n\n\
-         [lr_scheduler]\nwarmup_steps = 100\nmin_lr = 3e-6             # at the end of a cosine\n\n\
+         [optimizer]\nlr = {peak}                 # the peak, {reason}: docs/recipes.md\n\n\
+         [lr_scheduler]\nwarmup_steps = 100\nmin_lr = {end}             # at the end of a cosine\n\n\
          [mixture]\nalpha = 0.5               # 0: all domains equal; 1: no floor\n\
          interval = 500            # steps between updates of the mixture\n\n\
          [objective]\ngamma = 0.2               # loss = CE + gamma KL(teacher, student)\n{completions}\n\
-         [checkpoint]\ninterval = 500            # steps\n",
+         [checkpoint]\ninterval = 500            # steps\n\n\
+         # What the student writes after these prompts, at each evaluation; the page and the report show it.\n\
+         # [samples]\n# prompts = [\"Once upon a time\", \"def fibonacci(n):\"]\n# max_tokens = 64\n",
         out = args.out.display(),
-        teacher = name(&args.teacher),
-        student = name(&student.model),
         shrink = shrink.unwrap_or_default(),
     );
     let of_teacher = (!is_served).then_some(teacher);
@@ -130,4 +185,35 @@ fn render(
         text.push_str(&domain.table());
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The row of a table in docs/recipes.md.
+    fn row(key: &str) -> Vec<&'static str> {
+        let text = include_str!("../docs/recipes.md");
+        let start = format!("| `{key}` |");
+        let line = text.lines().find(|line| line.starts_with(&start)).unwrap();
+        line.split('|').map(str::trim).skip(2).collect()
+    }
+
+    #[test]
+    fn learning_rates_are_those_of_the_recipes() {
+        let sizes = [135_000_000, 1_500_000_000, 7_000_000_000];
+        let peaks = row("optimizer.lr");
+        for (size, peak) in sizes.into_iter().zip(&peaks) {
+            let [written, end] = rates(size, false);
+            // The recipes give a range for the smallest.
+            assert_eq!(peak.split(" to ").next(), Some(written));
+            let [written, end]: [f64; 2] = [written, end].map(|rate| rate.parse().unwrap());
+            assert!((end / written - 0.1).abs() < 1e-9);
+            let [chat, _] = rates(size, true);
+            let chat: f64 = chat.parse().unwrap();
+            assert!((0.25..0.4).contains(&(chat / written)), "{size}");
+        }
+        assert_eq!(row("lr_scheduler.min_lr")[1], rates(sizes[1], false)[1]);
+        assert_eq!(row("lr_scheduler.min_lr")[2], rates(sizes[2], false)[1]);
+    }
 }

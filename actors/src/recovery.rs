@@ -14,7 +14,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use ddk_run::{Assignments, Override, Overrides, Source, records::EventKind};
+use ddk_run::{Assignments, Override, Overrides, Source, records::EventKind, view::counted};
 use ddk_settings::Settings;
 use tokio::time::Instant;
 
@@ -189,21 +189,24 @@ fn smaller(settings: &Settings, chunk: i64, during: Work) -> Option<(Assignments
     let positions = chunk as u64 / 2;
     // A micro-batch has to divide the batch.
     let half = |rows: u64| if rows.is_multiple_of(2) { rows / 2 } else { 1 };
-    let (key, size, what) = match during {
+    let (key, size, what, noun) = match during {
         Work::Label if teacher_rows > 1 => (
             "teacher.batch_size",
             half(teacher_rows),
-            "the teacher now takes {} sequences at a time",
+            "the teacher now takes {} at a time",
+            "sequence",
         ),
         Work::Evaluate if evaluation_rows > 1 => (
             "evaluation.batch_size",
             half(evaluation_rows),
-            "an evaluation now takes {} documents at a time",
+            "an evaluation now takes {} at a time",
+            "document",
         ),
         Work::Train if micro_rows > 1 => (
             "training.micro_batch_size",
             half(micro_rows),
-            "a micro-batch now has {} sequences",
+            "a micro-batch now has {}",
+            "sequence",
         ),
         Work::Train if !settings.student.activation_checkpointing => {
             let key = "student.activation_checkpointing".to_owned();
@@ -213,10 +216,11 @@ fn smaller(settings: &Settings, chunk: i64, during: Work) -> Option<(Assignments
         Work::Train | Work::Evaluate if positions >= SMALLEST_CHUNK => (
             "objective.chunk_size",
             positions,
-            "the LM head now takes {} positions at a time",
+            "the LM head now takes {} at a time",
+            "position",
         ),
         Work::Label | Work::Train | Work::Evaluate => return None,
     };
-    let what = what.replace("{}", &size.to_string());
+    let what = what.replace("{}", &counted(size, noun));
     Some(([(key.to_owned(), size.into())].into(), what))
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -12,11 +12,8 @@ use ddk_corpus::{
 };
 use ddk_jobs::{hint::Hint, hub, prepare::advise, progress::say};
 
-use super::domain_name;
+use super::{domain_name, found};
 use crate::cli;
-
-/// Maximum number of files of a folder to print one by one.
-const PRINTED: usize = 20;
 
 /// A domain for the configuration.
 #[derive(Debug, Clone)]
@@ -77,6 +74,14 @@ pub fn find(args: &cli::Init) -> Result<Vec<FoundDomain>> {
     let mut entries = Vec::new();
     let data = args.data.to_string_lossy();
     let of_hub = hub::files(&data)?;
+    if of_hub.is_none() && !args.data.exists() {
+        return Err(anyhow!("there is no file or folder {data}"))
+            .hint(format!(
+                "--data takes a file, a folder, or a data set on the Hugging Face Hub: hf://datasets/{}",
+                if is_like_a_repository(&args.data) { &*data } else { "ORG/NAME" }
+            ))
+            .usage();
+    }
     if of_hub.is_some() {
         entries.push(args.data.clone());
     } else if args.data.is_dir() {
@@ -96,18 +101,47 @@ pub fn find(args: &cli::Init) -> Result<Vec<FoundDomain>> {
     let is_only = entries.len() == 1;
     for entry in &mut entries {
         entry.skip_readmes(is_only);
-        entry.print();
     }
+    print(&args.data, &entries);
     let domains = match &args.domain_field {
         Some(field) => by_field(&entries, field)?,
         None => by_entry(&entries),
     };
     if domains.is_empty() {
         return Err(anyhow!("{} contains no text", args.data.display()))
-            .hint("the lines above say what each file is; docs/corpora.md lists the formats that DDK reads")
+            .hint(no_text_hint(&entries))
             .usage();
     }
     Ok(domains)
+}
+
+/// What to do if no file has a text.
+fn no_text_hint(entries: &[Entry]) -> &'static str {
+    let mut files = entries.iter().flat_map(|entry| &entry.files);
+    if files.any(|file| file.format.is_some() && !file.fields.is_empty()) {
+        "name the field that contains the text with --text-field, or write a domain's text_template (docs/corpora.md)"
+    } else {
+        "the lines above say what each file is; docs/corpora.md lists the formats that DDK reads"
+    }
+}
+
+/// Whether a path has the form of a repository's name: `ORG/NAME`.
+fn is_like_a_repository(path: &Path) -> bool {
+    let is_plain = |part| matches!(part, Component::Normal(_));
+    path.components().count() == 2 && path.components().all(is_plain)
+}
+
+/// Prints what DDK made of each file.
+fn print(data: &Path, entries: &[Entry]) {
+    let (folders, single): (Vec<&Entry>, Vec<&Entry>) =
+        entries.iter().partition(|entry| entry.is_folder);
+    let single: Vec<&Detected> = single.iter().flat_map(|entry| &entry.files).collect();
+    let mut lines = found::lines(data, &single, true);
+    for entry in folders {
+        let files: Vec<&Detected> = entry.files.iter().collect();
+        lines.extend(found::lines(&entry.path, &files, false));
+    }
+    lines.iter().for_each(|line| say(line));
 }
 
 /// A file or folder of the data, with the files in it.
@@ -170,33 +204,6 @@ impl Entry {
                 file.shape = Err("describes the data".to_owned());
             }
         }
-    }
-
-    fn print(&self) {
-        for file in self.files.iter().take(PRINTED) {
-            let path = file.path.display();
-            match &file.shape {
-                Ok(Shape::Text) => say(&format!("{path}: {}", file.describe())),
-                Ok(shape) => say(&format!(
-                    "{path}: {}: {}",
-                    file.describe(),
-                    shape.describe()
-                )),
-                Err(reason) if file.format.is_some() => {
-                    say(&format!("{path}: skipped: {}: {reason}", file.describe()));
-                }
-                Err(reason) => say(&format!("{path}: skipped: {reason}")),
-            }
-        }
-        let Some(rest @ [_, ..]) = self.files.get(PRINTED..) else {
-            return;
-        };
-        let skipped = rest.iter().filter(|file| file.shape.is_err()).count();
-        say(&format!(
-            "{}: {} more, {skipped} of them skipped",
-            self.path.display(),
-            rest.len()
-        ));
     }
 
     /// The files that have a text, in groups that need the same settings.

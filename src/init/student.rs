@@ -13,18 +13,22 @@ pub(super) struct Student {
     /// Its folder, or its name on the Hub.
     pub(super) model: PathBuf,
     pub(super) config: ModelConfig,
+    /// The folder of its tokenizer.
+    pub(super) tokenizer: PathBuf,
     /// The layers that `ddk shrink` must keep, if it makes this student.
     pub(super) shrunk_to: Option<usize>,
 }
 
 impl Student {
-    /// Reads the student of `--student`. Without one, plans a student with half of the teacher's layers.
-    pub(super) fn of(args: &cli::Init, teacher: &ModelConfig) -> Result<Self> {
+    /// Reads the student of `--student`. Without one, plans a student with half of the layers of the teacher in
+    /// `folder`.
+    pub(super) fn of(args: &cli::Init, teacher: &ModelConfig, folder: PathBuf) -> Result<Self> {
         if let Some(model) = &args.student {
-            let config = ModelConfig::read(&hub::model_without_weights(model)?).usage()?;
+            let folder = hub::model_without_weights(model)?;
             return Ok(Self {
                 model: model.clone(),
-                config,
+                config: ModelConfig::read(&folder).usage()?,
+                tokenizer: folder,
                 shrunk_to: None,
             });
         }
@@ -42,6 +46,7 @@ impl Student {
         Ok(Self {
             model: format!("models/{name}-{kept}-layers").into(),
             config: teacher.with_layers(&(0..kept).collect::<Vec<_>>())?,
+            tokenizer: folder,
             shrunk_to: Some(kept),
         })
     }

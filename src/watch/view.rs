@@ -387,7 +387,7 @@ fn progress(status: &RunStatus) -> String {
     let rate = rate.map(|rate| format!(", {rate:.0} tokens/s"));
     let (limit, rate) = (limit.unwrap_or_default(), rate.unwrap_or_default());
     let end = match (&status.stop_reason, status.seconds_left) {
-        (Some(reason), _) => format!(", done by {reason}"),
+        (Some(reason), _) => format!(", stopped by {reason}"),
         (None, Some(seconds)) => format!(", about {} left", rough(seconds)),
         (None, None) => String::new(),
     };

@@ -47,7 +47,11 @@ fn a_mistyped_value_and_one_out_of_range_name_the_key() {
     edit(&world, "interval = 4", "interval = \"4\"");
     says(
         &world.fail(2, &["train", "config.toml"]),
-        &["config.toml:", "interval = \"4\"", "expected u64"],
+        &[
+            "config.toml:",
+            "interval = \"4\"",
+            "expected a whole number: 1 to 1000000",
+        ],
     );
 }
 
@@ -288,7 +292,7 @@ fn a_damaged_model_is_an_error_of_the_start() {
     fs::remove_file(&path).unwrap();
     says(
         &world.fail(1, &["train", "config.toml"]),
-        &["models/student holds no model.safetensors"],
+        &["there is no model.safetensors in models/student"],
     );
 }
 
@@ -308,8 +312,16 @@ fn a_folder_that_holds_another_run_is_not_touched() {
         ],
     );
     says(
-        &world.fail(1, &["train", "config.toml", "--no-resume"]),
+        &world.fail(2, &["train", "config.toml", "--no-resume"]),
         &["already contains a run", "--no-resume"],
+    );
+    says(
+        &world.fail(2, &["train", "runs/small"]),
+        &[
+            "runs/small",
+            "runs/small/config.toml",
+            "`ddk serve` compares runs",
+        ],
     );
     // The weights are the same, but the model computes something else with them.
     let path = world.path().join("models/teacher/config.json");

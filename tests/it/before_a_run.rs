@@ -88,6 +88,21 @@ fn the_problems_of_all_domains_are_listed_at_once() {
     );
 }
 
+/// This machine has no such GPU. Everything else is checked all the same.
+#[test]
+fn a_gpu_that_is_not_there_is_a_problem() {
+    let world = World::new();
+    let devices = "teacher.devices=[\"cuda:97\",\"cuda:98\"]";
+    let (ready, said) = check(&world, &["--set", devices]);
+    assert!(!ready && !said.contains("ready:"), "{said}");
+    let problems: Vec<&str> = said
+        .lines()
+        .filter(|line| line.contains("PROBLEM: there is no CUDA device `cuda:97`"))
+        .collect();
+    assert_eq!(problems.len(), 1, "{said}");
+    assert!(said.contains("memory of cuda:97"), "{said}");
+}
+
 /// The seconds in a line of the check, which come after `words`.
 fn seconds(said: &str, words: &str) -> f64 {
     let rest = said.split(words).nth(1);
@@ -278,6 +293,11 @@ fn options_of_other_trainers_are_answered_with_what_to_do() {
         );
         assert!(!said.contains("tip:"), "{said}");
     }
+    let said = world.fail(2, &["generate", "--prompt", "Once"]);
+    assert!(
+        said.contains("--model <MODEL>") && said.contains("--config <CONFIG_OR_RUN>"),
+        "{said}"
+    );
     let said = world.fail(2, &["train", "a.toml", "--restrat"]);
     assert!(
         said.contains("--restart") && !said.contains("hint:"),

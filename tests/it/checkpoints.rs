@@ -166,7 +166,9 @@ fn a_run_is_forked_with_its_domains_or_others() {
     ];
     let output = world.succeed(&fork);
     assert!(
-        stderr(&output).contains("forked from step 6"),
+        stderr(&output).contains("forked from step 6")
+            && stderr(&output).contains("starting at step 7 of the run in runs/")
+            && !stderr(&output).contains("resuming"),
         "{}",
         stderr(&output)
     );
@@ -174,6 +176,25 @@ fn a_run_is_forked_with_its_domains_or_others() {
     assert!(lines("same", "run.jsonl") == expected[6..]);
     let weights = fs::read(world.path().join("runs/same/student/model.safetensors")).unwrap();
     assert!(weights == whole.student_weights());
+    // The table and the page agree on where the fork started: at its own first evaluation.
+    let summary = |world: &World, name: &str| -> Value {
+        let path = world.path().join("runs").join(name).join("summary.json");
+        serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+    };
+    let (of_whole, of_fork) = (summary(&whole, "small"), summary(&world, "same"));
+    let all = lines("same", "mixture.jsonl");
+    let mut mixtures = all.iter().filter(|line| line["weights"].is_object());
+    let first = mixtures.next().unwrap();
+    assert_eq!(first["evaluated_at_step"], 8);
+    for domain in ["coins", "rivers", "storms"] {
+        let before =
+            |summary: &Value| summary["domains"][domain]["student_perplexity_before"].clone();
+        assert_eq!(before(&of_fork), first["student_perplexity"][domain]);
+        assert_ne!(before(&of_fork), before(&of_whole));
+        let after =
+            |summary: &Value| summary["domains"][domain]["student_perplexity_after"].clone();
+        assert_eq!(after(&of_fork), after(&of_whole));
+    }
 
     // One domain removed and one added: the fork computes a new mixture at once from the remaining domains.
     let records: String = (0..80)
@@ -198,7 +219,7 @@ fn a_run_is_forked_with_its_domains_or_others() {
         "6",
     ]);
     assert!(
-        stderr(&output).contains("2 of 3 domains are kept, 1 are new"),
+        stderr(&output).contains("2 of 3 domains kept, 1 new"),
         "{}",
         stderr(&output)
     );

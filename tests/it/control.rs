@@ -278,6 +278,21 @@ fn an_edited_configuration_is_a_change_at_the_step_that_follows() {
         (lines.len(), &lines[0]["source"], &lines[0]["step"]),
         (1, &"config".into(), &5.into())
     );
+    // The unchanged file no longer has the run's settings. The hint has, for the file of the run as for the user's.
+    let refused = edited.fail(2, &["train", "config.toml"]);
+    let hint = "to print its result, use the settings in runs/small/config.toml with --set optimizer.lr=0.001;";
+    assert!(refused.contains(hint), "{refused}");
+    for file in ["runs/small/config.toml", "config.toml"] {
+        let said = stderr(&edited.succeed(&["train", file, "--set", "optimizer.lr=0.001"]));
+        assert!(said.contains("is already finished"), "{said}");
+    }
+    edited.succeed(&["report", "runs/small", "--format", "md"]);
+    let report = fs::read_to_string(edited.run_folder().join("report.md")).unwrap();
+    let again = report.split("## Reproduce this run").nth(1).unwrap();
+    assert!(
+        again.contains("| 5 | `optimizer.lr` | `0.001` |"),
+        "{again}"
+    );
 
     let killed = World::new();
     begin(&killed);

@@ -346,7 +346,7 @@ fn a_folder_with_every_format_becomes_a_trained_step() {
         "data/qa.csv.gz: CSV, 20 records: prompt \"{question}\\n\", text \"{answer}\"",
         "data/ids.jsonl: JSON Lines, 20 records: token ids in `input_ids`",
         "data/indexed.idx: Megatron, 20 records: token ids",
-        "data/notes: 1 more, 0 of them skipped",
+        "data/notes: 21 files: text, one document each",
         "data/saved/README.md: skipped: text, one document: describes the data",
         "data/saved/dataset_info.json: skipped: describes a data set",
         "data/saved/state.json: skipped: describes a data set",
@@ -520,15 +520,38 @@ fn a_file_is_a_domain_and_conversations_name_their_field() {
         succeeded && said.contains("1 domain in chat.toml"),
         "{said}"
     );
+    // These models cannot chat.
+    let warning = "warning: chat contains conversations, which need a chat template: tokenizer models/student: it \
+                   has no chat template";
+    assert!(
+        said.contains(warning) && said.contains("copy chat_template.jinja"),
+        "{said}"
+    );
+    let template = data.world.path().join("models/student/chat_template.jinja");
+    fs::write(&template, "{{ messages[0].content }}").unwrap();
+    let (succeeded, said) = data.init(&["--data", "data/chat.jsonl", "--out", "with.toml"]);
+    assert!(succeeded && !said.contains("warning"), "{said}");
+    fs::remove_file(template).unwrap();
     let config = fs::read_to_string(data.world.path().join("chat.toml")).unwrap();
     for text in [
         "[domains.chat]",
         "files = [\"data/chat.jsonl\"]",
         "messages_field = \"messages\"",
         "completion_only_loss = true",
+        "name = \"student-from-teacher-on-chat\"",
+        "dir = \"prepared/student-from-teacher-on-chat\"",
+        "lr = 3e-5 ",
+        "# [samples]\n# prompts = [",
     ] {
         assert!(config.contains(text), "no {text} in {config}");
     }
+    let (succeeded, said) = data.init(&["--data", "data/chats.jsonl", "--out", "wrong.toml"]);
+    assert!(
+        !succeeded
+            && said.contains("there is no file or folder data/chats.jsonl")
+            && said.contains("hf://datasets/data/chats.jsonl"),
+        "{said}"
+    );
     // Nothing that is a text: each file has its reason.
     data.write("photos/one.png", b"\x89PNG\r\n\x1a\n\0\0");
     let (succeeded, said) = data.init(&["--data", "data/photos", "--out", "none.toml"]);
@@ -550,6 +573,12 @@ fn a_file_is_a_domain_and_conversations_name_their_field() {
         "sides.toml",
         "--text-field",
     ];
+    let (succeeded, said) = data.init(&sides[..4]);
+    assert!(
+        !succeeded
+            && said.contains("hint: name the field that contains the text with --text-field"),
+        "{said}"
+    );
     let (succeeded, said) = data.init(&[&sides[..], &["right"]].concat());
     assert!(succeeded, "{said}");
     let config = fs::read_to_string(data.world.path().join("sides.toml")).unwrap();

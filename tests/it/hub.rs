@@ -164,7 +164,7 @@ fn names_become_a_run_that_keeps_its_commits() {
     assert!(said.contains("3 domains in my.toml"), "{said}");
     let config = fs::read_to_string(online.world.path().join("my.toml")).unwrap();
     for line in [
-        "name = \"student-from-teacher\"",
+        "name = \"student-from-teacher-on-texts\"",
         "model = \"lab/teacher\"",
         "model = \"lab/student\"",
         "files = [\"hf://datasets/lab/texts\"]",

@@ -103,7 +103,7 @@ fn two_folders_and_a_folder_of_text_become_a_run() {
         world.succeed(&["export", "runs/small", "--out", "exported"]);
         let said = world.fail(2, &["export", "runs/small", "--out", "text"]);
         assert!(
-            said.contains("text holds `coins.jsonl`") && said.contains("is not replaced"),
+            said.contains("text contains `coins.jsonl`") && said.contains("is not replaced"),
             "{said}"
         );
         for other in ["my.toml", "runs/small", "models/student", "models/teacher"] {
@@ -161,7 +161,7 @@ fn an_export_replaces_what_an_export_wrote_and_nothing_else() {
     let exported = world.path().join("exported");
     fs::write(exported.join("notes.md"), "what I found").unwrap();
     let said = world.fail(2, &export);
-    assert!(said.contains("exported holds `notes.md`"), "{said}");
+    assert!(said.contains("exported contains `notes.md`"), "{said}");
     assert_eq!(
         fs::read_to_string(exported.join("notes.md")).unwrap(),
         "what I found"
@@ -174,7 +174,7 @@ fn an_export_replaces_what_an_export_wrote_and_nothing_else() {
         &world.path().join("theirs"),
     );
     let said = world.fail(2, &["export", "runs/small", "--out", "theirs"]);
-    assert!(said.contains("theirs holds `config.json`"), "{said}");
+    assert!(said.contains("theirs contains `config.json`"), "{said}");
     let weights =
         |folder: &str| fs::read(world.path().join(folder).join("model.safetensors")).unwrap();
     assert!(weights("theirs") == weights("models/teacher"));

@@ -301,7 +301,7 @@ fn watch_tells_of_a_folder_and_of_a_server() {
     let text = String::from_utf8(output.stdout).unwrap();
     for expected in [
         "small: finished, step 12 of 12",
-        "done by max_steps",
+        "stopped by max_steps",
         "coins",
         "mean gap",
     ] {

@@ -53,6 +53,8 @@ impl Uses {
 pub(crate) struct Choice {
     pub(crate) uses: Uses,
     pub(crate) duplicates: u64,
+    /// Number of documents set aside for validation beyond those that it uses.
+    pub(crate) spare: u64,
     /// Number of documents to train on, before a limit on tokens.
     pub(crate) train: u64,
     pub(crate) validation: u64,
@@ -94,6 +96,7 @@ pub(crate) fn choose(
     let mut choice = Choice {
         uses: Uses::nothing(candidates.documents),
         duplicates: 0,
+        spare: 0,
         train: 0,
         validation: 0,
         bytes: 0,
@@ -117,6 +120,7 @@ pub(crate) fn choose(
             choice.take(entry, Use::Validation);
         } else if is_candidate && !by_count {
             // With `Count`, documents that validation does not need are trained on.
+            choice.spare += 1;
         } else if domain.limits.chooses() {
             let mut hasher = blake3::Hasher::new();
             hasher.update(&options.seed.to_le_bytes());

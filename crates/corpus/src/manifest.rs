@@ -37,6 +37,9 @@ pub(crate) struct Manifest {
     pub(crate) text_bytes: u64,
     pub(crate) validation_tokens: u64,
     pub(crate) validation_documents: u64,
+    /// Documents set aside for validation that are not used, because there are enough. Earlier manifests lack it.
+    #[serde(default)]
+    pub(crate) spare: u64,
     /// Exact duplicates left out.
     pub(crate) duplicates: u64,
     /// Documents left out because they are too short.

@@ -31,6 +31,8 @@ pub struct DomainReport {
     pub rows: u64,
     /// Validation documents.
     pub validation_documents: u64,
+    /// Documents set aside for validation beyond [`PrepareOptions::validation_documents`], which are not used.
+    pub spare: u64,
     /// Exact duplicates left out.
     pub duplicates: u64,
     /// Documents left out because they are too short.
@@ -181,6 +183,7 @@ fn report(
         text_bytes: manifest.text_bytes,
         rows,
         validation_documents: manifest.validation_documents,
+        spare: manifest.spare,
         duplicates: manifest.duplicates,
         short: manifest.short,
         quarantined: manifest.quarantined,

@@ -65,6 +65,11 @@ impl Shape {
         }
     }
 
+    /// Whether its documents are conversations, which need a chat template.
+    pub fn is_chat(&self) -> bool {
+        matches!(self, Self::Messages(_))
+    }
+
     /// Whether the domain must name the tokenizer that made its ids.
     pub fn needs_tokenizer(&self) -> bool {
         matches!(self, Self::Tokens { .. } | Self::Megatron)

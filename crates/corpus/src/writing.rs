@@ -186,6 +186,7 @@ impl<'a> Writing<'a> {
             text_bytes: self.saved.text_bytes,
             validation_tokens: self.validation.written.tokens,
             validation_documents: self.validation.written.documents,
+            spare: survey.choice.spare,
             duplicates: survey.choice.duplicates,
             short: survey.short,
             quarantined: survey.quarantine.bad,

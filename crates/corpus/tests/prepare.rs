@@ -151,10 +151,7 @@ fn what_is_prepared_is_kept_until_something_changes() {
     };
     assert_eq!(
         reasons(),
-        [
-            "files: it is not prepared yet",
-            "records: it is not prepared yet"
-        ]
+        ["files: not prepared yet", "records: not prepared yet"]
     );
     assert!(
         place

@@ -223,6 +223,14 @@ fn validation_comes_by_count_or_from_files_of_its_own() {
     options.validation_documents = 7;
     let report = place.prepare(&options).unwrap().remove(0);
     assert_eq!((report.validation_documents, report.documents), (7, 193));
+    assert_eq!(report.spare, 0);
+    // By fraction, DDK does not train on what is set aside beyond that number.
+    options.validation_split = ValidationSplit::Fraction;
+    options.validation_fraction = 0.5;
+    let report = place.prepare(&options).unwrap().remove(0);
+    assert_eq!(report.validation_documents, 7);
+    assert_eq!(report.documents + 7 + report.spare, 200);
+    assert!((60..125).contains(&report.spare), "{report:?}");
 
     // Texts 190 to 204 are set aside. DDK does not train on those that are also in the records.
     let aside: String = (190..205)

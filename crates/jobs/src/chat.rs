@@ -7,6 +7,10 @@ use ddk_corpus::{Chat, ChatTemplate, DomainSource, FirstRecords, TokenizerFolder
 
 use crate::{findings::Findings, hint::Hint};
 
+/// What to do about conversations without a chat template.
+pub const TEMPLATE_ADVICE: &str = "copy chat_template.jinja (or tokenizer_config.json) from a chat model with the same \
+                                   special tokens, or set corpus.tokenizer to the folder of such a model";
+
 /// Returns how the records of a domain are conversations; `None` if they are not. `template`: the tokenizer's, once a
 /// domain has opened it.
 pub(crate) fn of_domain(
@@ -19,10 +23,11 @@ pub(crate) fn of_domain(
     };
     let opened = match template {
         Some(opened) => Arc::clone(opened),
-        None => Arc::new(ChatTemplate::open(tokenizer).hint(
-            "messages_field needs the tokenizer's chat template: copy chat_template.jinja (or tokenizer_config.json) \
-             from a chat model with the same special tokens, or set corpus.tokenizer to the folder of such a model",
-        )?),
+        None => {
+            let hint =
+                format!("messages_field needs the tokenizer's chat template: {TEMPLATE_ADVICE}");
+            Arc::new(ChatTemplate::open(tokenizer).hint(hint)?)
+        }
     };
     let tools = domain.tools_field.clone();
     Ok(Some(Chat {

@@ -6,22 +6,24 @@ mod ranks;
 mod servers;
 mod time;
 
-use std::{io::Write, path::Path, sync::Arc};
+use std::{collections::BTreeSet, io::Write, path::Path, sync::Arc};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use ddk_corpus::{Stale, first_document};
 use ddk_engine::Evaluation;
 use ddk_mixture::Excess;
 use ddk_model::{Model, ModelConfig, Weights};
 use ddk_objective::default_chunk;
 use ddk_report::document::Table;
+use ddk_run::view::counted;
 use ddk_settings::{LrSchedule, MixturePolicy, Settings};
-use ddk_torch::{ComputeContext, parse_device};
+use ddk_torch::{ComputeContext, DeviceError, parse_device};
 
 use crate::{
     args, chat,
     config::{self, required},
     findings::{Findings, fits, tokenizers},
+    gpus,
     hint::{Ended, exit},
     hub::{self, Wanted},
     prepare::{self, Corpus, Outdated},
@@ -39,6 +41,7 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     let mut found = Findings::new(out);
     let settings = names(settings, &mut found)?;
     let models = models(&settings, &mut found);
+    devices(&settings, &mut found);
     if let Some(models) = &models {
         let done = ranks::check(&settings, models, args, &mut found);
         found.take(done);
@@ -68,8 +71,7 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
             Some(file) => format!("ready: ddk train {} starts the run", file.display()),
             None => "ready: ddk train starts the run".to_owned(),
         },
-        1 => "1 problem".to_owned(),
-        count => format!("{count} problems"),
+        count => counted(count as u64, "problem"),
     });
     found.written?;
     ensure!(problems == 0, Ended(exit::ERROR));
@@ -91,6 +93,30 @@ fn names(settings: Settings, found: &mut Findings<'_>) -> Result<Settings> {
         found.line(&line);
     }
     Ok(located)
+}
+
+/// Checks that the GPUs of both models are here.
+fn devices(settings: &Settings, found: &mut Findings<'_>) {
+    let named: BTreeSet<&str> = gpus::devices(settings).collect();
+    let mut missing: Vec<(DeviceError, Vec<&str>)> = Vec::new();
+    for device in named {
+        let Err(error) = parse_device(device) else {
+            continue;
+        };
+        // Without CUDA, all GPUs are missing for the same reason.
+        let text = error.to_string();
+        match missing
+            .iter_mut()
+            .find(|(other, _)| other.to_string() == text)
+        {
+            Some((_, devices)) => devices.push(device),
+            None => missing.push((error, vec![device])),
+        }
+    }
+    for (error, devices) in missing {
+        let what = format!("there is no CUDA device `{}`", devices.join("`, `"));
+        found.problem(Error::from(error).context(what));
+    }
 }
 
 /// What the headers of both models say.
@@ -150,12 +176,13 @@ fn one_model(role: &str, folder: &Path, found: &mut Findings<'_>) -> Option<(Mod
     let (config, parameters) = found.take(read())?;
     let (heads, num_key_value_heads, head_dim) = config.heads();
     found.line(&format!(
-        "{role}: {}, {} parameters ({} layers of width {}, {heads} heads of {head_dim}, {num_key_value_heads} \
-         key-value heads), {} columns, in {}",
+        "{role}: {}, {} parameters ({} of width {}, {} of {head_dim}, {}), {} columns, in {}",
         config.architecture(),
         count(parameters),
-        config.layers(),
+        counted(config.layers() as u64, "layer"),
         config.hidden_size(),
+        counted(heads.unsigned_abs(), "head"),
+        counted(num_key_value_heads.unsigned_abs(), "key-value head"),
         config.vocab_size(),
         folder.display()
     ));
@@ -267,27 +294,30 @@ fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
     let mixture = match policy {
         fixed if fixed.is_fixed() => format!("the mixture is fixed ({policy})"),
         MixturePolicy::Doremi => format!(
-            "two runs of {} steps find the mixture first (doremi)",
-            settings.mixture.doremi_steps.unwrap_or(steps)
+            "two runs of {} find the mixture first (doremi)",
+            counted(settings.mixture.doremi_steps.unwrap_or(steps), "step")
         ),
         _ => format!(
-            "{policy} updates the mixture every {interval} steps, {} times",
-            steps.saturating_sub(1) / interval
+            "{policy} updates the mixture every {}, {}",
+            counted(interval, "step"),
+            counted(steps.saturating_sub(1) / interval, "time")
         ),
     };
     found.line(&format!(
-        "{steps} steps of {tokens} tokens, {} in all; {mixture}",
+        "{} of {}, {} in all; {mixture}",
+        counted(steps, "step"),
+        counted(tokens, "token"),
         count((steps * tokens) as i64),
     ));
     let warmup_steps = settings.lr_scheduler.warmup_steps;
     let schedule = options::schedule(settings);
     found.line(&format!(
-        "learning rate ({}) {:.1e} at step 1, {:.1e} halfway, {:.1e} at the end; a checkpoint every {} steps",
+        "learning rate ({}) {:.1e} at step 1, {:.1e} halfway, {:.1e} at the end; a checkpoint every {}",
         settings.lr_scheduler.shape,
         schedule.learning_rate(1),
         schedule.learning_rate(steps.div_ceil(2)),
         schedule.learning_rate(steps),
-        settings.checkpoint.interval
+        counted(settings.checkpoint.interval, "step")
     ));
     if settings.lr_scheduler.shape == LrSchedule::Wsd {
         let start = schedule.decay_start();
@@ -297,14 +327,19 @@ fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
         ));
     }
     if let Some(patience) = settings.run.patience {
+        let evaluations = match patience {
+            1 => "an evaluation does".to_owned(),
+            _ => format!("{patience} evaluations in a row do"),
+        };
         found.line(&format!(
-            "the run stops earlier if {patience} evaluations in a row do not improve the mean gap"
+            "the run stops earlier if {evaluations} not improve the mean gap"
         ));
     }
     if warmup_steps >= schedule.total_steps.min(steps) {
         found.line(&format!(
-            "warning: lr_scheduler.warmup_steps is {warmup_steps}, but the run has only {steps} steps: the learning \
-             rate never reaches optimizer.lr"
+            "warning: lr_scheduler.warmup_steps is {warmup_steps}, but the run has only {}: the learning rate \
+             never reaches optimizer.lr",
+            counted(steps, "step")
         ));
     }
     Some(())

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use ddk_run::RunFolder;
 use ddk_settings::{Loaded, Settings};
 
 use crate::{
@@ -19,7 +20,18 @@ pub fn load(args: &ConfigArgs) -> Result<Loaded> {
     let environment = std::env::vars();
     let loaded = ddk_settings::load(&args.files, &args.set, environment);
     loaded.map_err(|error| {
-        if error.has_earlier_names() {
+        if let Some(folder) = args.files.iter().find(|file| file.is_dir()) {
+            let shown = folder.display();
+            let hint = if RunFolder::holds_a_run(folder) {
+                format!(
+                    "the settings of that run are in {shown}/config.toml; `ddk report {shown}` reports on it, and \
+                     `ddk serve` compares runs"
+                )
+            } else {
+                "pass the file of a configuration, which `ddk init` writes".to_owned()
+            };
+            with_hint(error, hint)
+        } else if error.has_earlier_names() {
             let hint = "`ddk migrate CONFIG` prints a file's changes to the current names, and --write makes them";
             with_hint(error, hint)
         } else {

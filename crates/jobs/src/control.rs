@@ -73,6 +73,7 @@ impl RunControl {
     /// Tells the workers to finish the step, save and end.
     pub(crate) fn stop(&self) {
         if let Some(run) = &*self.run.lock() {
+            self.board.activity().stop();
             run.stop();
         }
     }

@@ -4,6 +4,7 @@
 use std::{fs, io::Write, path::Path, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
+use ddk_run::view::counted;
 use ddk_settings::Settings;
 use ddk_torch::parse_device;
 
@@ -148,9 +149,9 @@ pub(crate) fn collect(settings: &Settings) -> Result<()> {
         ddk_files::create_folder(ddk_files::parent(place.file))?;
         ddk_files::write_atomically(place.file, &collected.jsonl)?;
         say(&format!(
-            "{}: {} documents, {:.1} MB{}",
+            "{}: {}, {:.1} MB{}",
             place.domain,
-            collected.documents,
+            counted(collected.documents as u64, "document"),
             collected.bytes as f64 / 1e6,
             match place.expected {
                 Some(_) => "",

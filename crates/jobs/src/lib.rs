@@ -15,7 +15,7 @@
 
 pub mod args;
 pub mod bench;
-mod chat;
+pub mod chat;
 pub mod check;
 pub mod checkpoints;
 pub mod compare;

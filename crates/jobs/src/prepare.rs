@@ -13,6 +13,7 @@ use ddk_corpus::{
     as_prepared, prepare, stale, verify,
 };
 use ddk_engine::Evaluation;
+use ddk_run::view::counted;
 use ddk_settings::{OnStale, Settings};
 
 use crate::{
@@ -245,9 +246,9 @@ fn make(
     let unclean = |report: &&DomainReport| report.prepared && report.quarantined > 0;
     for report in reports.iter().filter(unclean) {
         say(&format!(
-            "{}: {} records could not be used; the first {QUARANTINED_PER_FILE} of each file are listed in {}",
+            "{}: {} could not be used; the first {QUARANTINED_PER_FILE} of each file are listed in {}",
             report.domain,
-            report.quarantined,
+            counted(report.quarantined, "record"),
             quarantine(&options.folder, &report.domain).display()
         ));
     }
@@ -358,16 +359,19 @@ pub fn sequence_options(settings: &Settings) -> SequenceOptions {
 pub fn describe(report: &DomainReport) -> String {
     let made = report.prepared;
     format!(
-        "{}: {} documents, {} tokens ({:.2} bytes each), {} sequences; {} validation documents; left out {} \
-         duplicates and {} short documents{}",
+        "{}: {}, {} ({:.2} bytes each), {}; {}{}; left out {} and {}{}",
         report.domain,
-        report.documents,
-        report.tokens,
+        counted(report.documents, "document"),
+        counted(report.tokens, "token"),
         report.text_bytes as f64 / report.tokens.max(1) as f64,
-        report.rows,
-        report.validation_documents,
-        report.duplicates,
-        report.short,
+        counted(report.rows, "sequence"),
+        counted(report.validation_documents, "validation document"),
+        match report.spare {
+            0 => String::new(),
+            spare => format!(" and {spare} more set aside but not used"),
+        },
+        counted(report.duplicates, "duplicate"),
+        counted(report.short, "short document"),
         if made { "" } else { " (already prepared)" },
     )
 }

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use ddk_model::{Architecture, Export, Model, ModelConfig};
-use ddk_run::RunFolder;
+use ddk_run::{RunFolder, view::counted};
 use ddk_settings::{
     LrScheduler, Method, MixturePolicy, ObjectiveName, Pretrain, Settings, ThreadChoice,
 };
@@ -119,8 +119,8 @@ pub(crate) fn model(
     ran?;
     let summary = ddk_run::read::summary(&run)?;
     say(&format!(
-        "{name}: {} steps, {:.0} s at {:.0} tokens/s, saved in {out}; its report is {}",
-        summary.steps,
+        "{name}: {}, {:.0} s at {:.0} tokens/s, saved in {out}; its report is {}",
+        counted(summary.steps, "step"),
         summary.seconds,
         summary.tokens_per_second,
         run.join("report.html").display()

@@ -8,6 +8,16 @@ use std::{
 use ddk_files::FileError;
 use ddk_torch::TorchError;
 
+/// Says what a folder lacks.
+fn lacking(folder: &Path, missing: &str) -> String {
+    let shown = folder.display();
+    if folder.is_dir() {
+        format!("there is no {missing} in {shown}")
+    } else {
+        format!("there is no folder {shown}")
+    }
+}
+
 /// An error of a model or its folder.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -15,8 +25,11 @@ pub enum ModelError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The folder holds no model.
-    #[error("{} holds no {missing}: expected a model folder in the Hugging Face format (config.json, \
-             model.safetensors, tokenizer.json), or the name of a model on the Hugging Face Hub", folder.display())]
+    #[error(
+        "{}: expected a model folder in the Hugging Face format (config.json, model.safetensors, \
+             tokenizer.json), or the name of a model on the Hugging Face Hub",
+        lacking(folder, missing)
+    )]
     NotAModel {
         /// The folder.
         folder: PathBuf,
@@ -24,7 +37,7 @@ pub enum ModelError {
         missing: &'static str,
     },
     /// The folder holds only pickled weights.
-    #[error("{} holds pickled weights (pytorch_model.bin), which can run code when they are read; convert them: \
+    #[error("{} contains pickled weights (pytorch_model.bin), which can run code when they are read; convert them: \
              AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)",
             .0.display())]
     Pickled(PathBuf),
@@ -37,7 +50,7 @@ pub enum ModelError {
         reason: String,
     },
     /// The folder holds something that would be lost if a model were written there.
-    #[error("{} holds {found}, which ddk did not write: it is not replaced", folder.display())]
+    #[error("{} contains {found}, which ddk did not write: it is not replaced", folder.display())]
     NotReplaced {
         /// The folder.
         folder: PathBuf,

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use ddk_run::{
-    RunView,
+    Overrides, RunView,
     records::{EventKind, EventLine, Summary},
     texts::TextLine,
     view::{Fact, duration},
@@ -189,15 +189,47 @@ fn again(folder: &Path) -> Vec<Block> {
     } else {
         "ddk train config.toml --set run.name=again"
     };
-    vec![
+    let mut blocks = vec![
         Block::Title(2, "Reproduce this run".to_owned()),
         Block::Text(format!(
             "`{command}` with ddk {}, the settings below as config.toml, and the models and data of these hashes: \
              the same bits on a CPU with the same number of threads.",
             env!("CARGO_PKG_VERSION")
         )),
+    ];
+    blocks.extend(changes(folder));
+    blocks.extend([
         Block::Code("config.toml".to_owned(), read("config.toml")),
         Block::Code("inputs.json".to_owned(), read("inputs.json")),
+    ]);
+    blocks
+}
+
+/// The settings that changed after the start, which are not in `config.toml`.
+fn changes(folder: &Path) -> Vec<Block> {
+    let overrides = Overrides::look(folder);
+    // The run's own reader reports damage.
+    let _ = overrides.reload();
+    let rows: Vec<Vec<String>> = overrides
+        .by_step()
+        .iter()
+        .flat_map(|(step, values)| {
+            let row = |(key, value): (&String, _)| {
+                vec![step.to_string(), format!("`{key}`"), format!("`{value}`")]
+            };
+            values.iter().map(row).collect::<Vec<_>>()
+        })
+        .collect();
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    vec![
+        Block::Text(
+            "These settings changed while the run trained. To repeat a change, stop the run after the step before it, \
+             and resume it with `--set KEY=VALUE`."
+                .to_owned(),
+        ),
+        Block::Table(Table::new(["from step", "setting", "value"]).with(rows)),
     ]
 }
 

@@ -2,7 +2,7 @@
 
 use ddk_run::{
     records::{DomainSummary, Summary},
-    view::duration,
+    view::{counted, duration},
 };
 
 use crate::document::Table;
@@ -85,8 +85,11 @@ pub(crate) fn facts(summary: &Summary) -> Vec<String> {
     let evaluation = summary.evaluation_flops;
     let mut facts = vec![
         format!(
-            "{} steps in {} intervals on {} tokens; stopped by {}",
-            summary.steps, summary.intervals, summary.tokens, summary.stop_reason
+            "{} in {} on {}; stopped by {}",
+            counted(summary.steps, "step"),
+            counted(summary.intervals, "interval"),
+            counted(summary.tokens, "token"),
+            summary.stop_reason
         ),
         format!(
             "distilled in {} at {:.0} tokens/s; whole run {}; peak memory {:.2} GB",
@@ -96,11 +99,14 @@ pub(crate) fn facts(summary: &Summary) -> Vec<String> {
             summary.peak_rss_bytes as f64 / 1e9
         ),
         format!(
-            "overlap {:.2}: teacher busy {}, student {}, evaluations {}; teachers waited for data {} of the time",
-            summary.overlap,
+            "{}: teacher busy {}, student {}, evaluations {}",
+            overlap(summary.overlap),
             duration(summary.teacher_busy_seconds),
             duration(summary.student_busy_seconds),
-            duration(summary.evaluation_seconds),
+            duration(summary.evaluation_seconds)
+        ),
+        format!(
+            "teachers waited for data {} of the time",
             percent(summary.data_wait_share)
         ),
         format!(
@@ -127,14 +133,25 @@ pub(crate) fn facts(summary: &Summary) -> Vec<String> {
     if let Some(serial) = &summary.serial {
         let ratio = summary.tokens_per_second / serial.tokens_per_second;
         facts.push(format!(
-            "serial baseline on {} threads: {:.0} tokens/s; overlap is {} ({ratio:.2} x)",
-            serial.threads,
+            "serial baseline on {}: {:.0} tokens/s; overlap is {} ({ratio:.2} x)",
+            counted(serial.threads, "thread"),
             serial.tokens_per_second,
             if ratio >= 1.0 { "faster" } else { "slower" },
         ));
     }
     facts.push(format!("student: {}", summary.exported));
     facts
+}
+
+/// The overlap, and how to read it. Below 1, the workers do not only take turns: all of them wait at times, for example
+/// while a program beside DDK uses the cores.
+fn overlap(overlap: f64) -> String {
+    let meaning = if overlap < 0.995 {
+        "below 1: at times, neither model was busy"
+    } else {
+        "1: in turn, 2: in parallel"
+    };
+    format!("overlap {overlap:.2} ({meaning})")
 }
 
 /// Results, totals and where the time went, as text.

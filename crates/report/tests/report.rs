@@ -138,6 +138,25 @@ fn the_table_says_it_all() {
 }
 
 #[test]
+fn one_of_a_kind_is_singular_and_a_low_overlap_is_explained() {
+    let short = Summary {
+        steps: 1,
+        intervals: 1,
+        overlap: 0.93,
+        ..summary()
+    };
+    let text = table(&short);
+    assert!(
+        text.contains("1 step in 1 interval on 81920 tokens"),
+        "{text}"
+    );
+    assert!(
+        text.contains("overlap 0.93 (below 1: at times, neither model was busy): teacher"),
+        "{text}"
+    );
+}
+
+#[test]
 fn the_page_holds_the_figures_and_asks_nobody() {
     let folder = tempfile::tempdir().unwrap();
     write_run(folder.path());

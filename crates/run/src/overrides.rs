@@ -174,6 +174,13 @@ impl Overrides {
         values.filter(|values| !values.is_empty())
     }
 
+    /// All changes of settings by users, by the first step that they apply to.
+    pub fn by_step(&self) -> BTreeMap<u64, Assignments> {
+        let mut steps = by_step(&self.lines.lock(), |_| true);
+        steps.retain(|_, values| !values.is_empty());
+        steps
+    }
+
     /// The latest values of the settings that edits of the configuration have changed since the start.
     pub fn configured(&self) -> Assignments {
         let of_config = |source| matches!(source, Source::Config | Source::Sighup);
@@ -244,6 +251,8 @@ mod tests {
         assert_eq!(overrides.at(7).as_ref().and_then(lr), Some(0.125));
         assert_eq!(overrides.at(9), None);
         assert_eq!(lr(&overrides.configured()), Some(0.25));
+        let steps: Vec<u64> = overrides.by_step().into_keys().collect();
+        assert_eq!(steps, [5, 7]);
     }
 
     #[test]

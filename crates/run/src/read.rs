@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     RunFileError,
-    records::{EventLine, Summary},
+    records::{EventLine, MixtureLine, Summary},
 };
 
 /// Reads the events of `events.jsonl`.
@@ -23,6 +23,23 @@ pub fn events(folder: &Path) -> Result<Vec<EventLine>, RunFileError> {
 /// If the file cannot be read or is not a valid summary.
 pub fn summary(folder: &Path) -> Result<Summary, RunFileError> {
     record(&folder.join("summary.json"))
+}
+
+/// Reads the first mixture of `mixture.jsonl`: the perplexities that a run started with. `None` if there is none yet.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn first_mixture(folder: &Path) -> Result<Option<MixtureLine>, RunFileError> {
+    let path = folder.join("mixture.jsonl");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(&path).map_err(RunFileError::io("read", &path))?;
+    // A fork within an interval begins with a line about what that interval drew.
+    let mut mixtures = text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    Ok(mixtures.next())
 }
 
 /// Reads a JSON file that holds one record.

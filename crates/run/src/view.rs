@@ -26,7 +26,7 @@ pub use self::{
     mixtures::{Domain, IntervalRecord, Mixture},
     progress::{Progress, rough},
     scalars::{Scalar, Steps},
-    status::{Revisions, RunStatus, Stage, State, duration},
+    status::{Revisions, RunStatus, Stage, State, counted, duration},
     texts::Texts,
 };
 use self::{

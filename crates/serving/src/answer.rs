@@ -96,7 +96,10 @@ fn check(
     let metadata: Metadata = serde_json::from_slice(header.as_bytes())
         .map_err(|error| (format!("other metadata ({error})"), VLLM.to_owned()))?;
     if metadata.data.len() != lengths.len() {
-        let sequences = |count| format!("{count} sequences");
+        let sequences = |count| match count {
+            1 => "1 sequence".to_owned(),
+            _ => format!("{count} sequences"),
+        };
         return Err((sequences(metadata.data.len()), sequences(lengths.len())));
     }
     let mut total = 0;

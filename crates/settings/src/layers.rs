@@ -19,7 +19,8 @@ use crate::{
     error::{Error, Problem},
     keys::names_in,
     renamed, rules,
-    suggest::suggested,
+    suggest::{is_end, suggested},
+    wording::wrong_type,
 };
 
 /// Prefix of environment variables that are settings: `DDK__OPTIMIZER__LR=1e-4`.
@@ -188,13 +189,18 @@ impl Layer {
             is_file,
             origins: Origins::default(),
             problems: Vec::new(),
+            values: Vec::new(),
         };
         let names = DeTable::parse(text).map(|table| reader.table(table.get_ref(), &[]));
         // Report unknown names before wrong types.
         if reader.problems.is_empty()
             && let Err(error) = names.and_then(|()| toml::from_str::<Settings>(text))
         {
-            reader.problem(error.span().unwrap_or_default(), error.message(), "");
+            let span = error.span().unwrap_or_default();
+            let at = span.start;
+            let key = reader.values.iter().find(|(value, _)| value.contains(&at));
+            let message = wrong_type(error.message(), key.map(|(_, key)| *key));
+            reader.problem(span, &message, "");
         }
         let (text, origins) = (text.to_owned(), reader.origins);
         Error::unless_none(reader.problems).map(|()| Self { text, origins })
@@ -217,6 +223,8 @@ struct Reader<'a> {
     is_file: bool,
     origins: Origins,
     problems: Vec<Problem>,
+    /// The keys of the values, by their places in the text.
+    values: Vec<(Range<usize>, &'static Key)>,
 }
 
 impl Reader<'_> {
@@ -233,13 +241,16 @@ impl Reader<'_> {
                 Some(renamed) if !is_known => self.problem(name.span(), &renamed, ""),
                 None if !is_known && !is_table => {
                     let message = format!("unknown field `{key}`");
-                    let suggestion = elsewhere(key);
+                    let here = known.iter().filter(|name| is_end(name, key));
+                    let suggestion = did_you_mean(here).or_else(|| elsewhere(key));
                     let suggestion = suggestion.unwrap_or_else(|| nearest(key, &known));
                     self.problem(name.span(), &message, &suggestion);
                 }
                 _ => {}
             }
             if !value.get_ref().is_table() {
+                self.values
+                    .extend(Key::of(&path).map(|key| (value.span(), key)));
                 let origin = self.place(name.span());
                 self.origins.0.insert(path.join("."), origin);
             }
@@ -261,7 +272,7 @@ impl Reader<'_> {
                 let choices = Key::of(path).map_or(&[][..], |key| &key.choices);
                 if !choices.is_empty() && !choices.iter().any(|choice| choice == text) {
                     let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
-                    let message = format!("unknown variant `{text}`");
+                    let message = format!("unknown value `{text}`");
                     let suggestion = match renamed::new_word(path, text) {
                         Some(new) => format!(" (it is now `{new}`)"),
                         None => nearest(text, &choices),
@@ -304,8 +315,12 @@ fn underline(text: &str, span: Range<usize>) -> String {
 
 /// Suggests the keys with this name in other tables.
 fn elsewhere(unknown: &str) -> Option<String> {
-    let keys = suggested(unknown).into_iter();
-    let keys: Vec<String> = keys.map(|key| format!("`{key}`")).collect();
+    did_you_mean(suggested(unknown).iter())
+}
+
+/// Asks whether the user meant one of these names; `None` if there are none.
+fn did_you_mean<'a>(names: impl Iterator<Item = &'a &'a str>) -> Option<String> {
+    let keys: Vec<String> = names.map(|name| format!("`{name}`")).collect();
     let (last, others) = keys.split_last()?;
     Some(match others {
         [] => format!(" (did you mean {last}?)"),

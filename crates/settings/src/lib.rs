@@ -30,6 +30,7 @@ mod run;
 mod settings;
 mod suggest;
 mod token;
+mod wording;
 
 pub use data::{Corpus, Domain, Mixture, OnStale, Training};
 pub use ddk_corpus::{FileFormat, Packing, ValidationSplit};

@@ -27,10 +27,17 @@ const ALIASES: &[(&str, &str)] = &[
 ];
 
 /// Most keys that a suggestion names.
-const MOST: usize = 3;
+const MOST: usize = 4;
 
-/// Returns the keys with this name in any table, or that set what other trainers call so. Empty if there are none, or
-/// too many to help.
+/// Whether a key's name ends in several words that a user takes for the whole: `batch_size` of `global_batch_size`. One
+/// word says too little: `lr` means `optimizer.lr`, not `lr_scheduler.min_lr`.
+pub(crate) fn is_end(key: &str, name: &str) -> bool {
+    let start = key.strip_suffix(name);
+    name.contains('_') && start.is_some_and(|start| start.ends_with('_'))
+}
+
+/// Returns the keys with this name in any table, or with names that end so, or that set what other trainers call so.
+/// Empty if there are none, or too many to help.
 pub fn suggested(name: &str) -> Vec<&'static str> {
     let name = name.replace('-', "_");
     let alias = ALIASES.iter().find(|(other, _)| *other == name);
@@ -38,9 +45,13 @@ pub fn suggested(name: &str) -> Vec<&'static str> {
         return vec![key];
     }
     let is_named = |path: &str| path.rsplit_once('.').is_some_and(|(_, last)| last == name);
+    let ends = |path: &str| {
+        path.rsplit_once('.')
+            .is_some_and(|(_, last)| is_end(last, &name))
+    };
     // A table that the user names is not what a key alone means.
     let found = keys().map(|key| key.path.as_str());
-    let found = found.filter(|path| is_named(path) && !path.contains('*'));
+    let found = found.filter(|path| (is_named(path) || ends(path)) && !path.contains('*'));
     let found: Vec<&str> = found.collect();
     if found.len() > MOST {
         return Vec::new();
@@ -70,5 +81,16 @@ mod tests {
         found.sort_by_key(|key| threads.iter().position(|other| other == key));
         assert_eq!(found, threads);
         assert_eq!(suggested("stripes"), Vec::<&str>::new());
+        let mut sizes = suggested("batch-size");
+        sizes.sort_unstable();
+        assert_eq!(
+            sizes,
+            [
+                "evaluation.batch_size",
+                "teacher.batch_size",
+                "training.global_batch_size",
+                "training.micro_batch_size"
+            ][..]
+        );
     }
 }

@@ -30,6 +30,19 @@ fn an_unknown_key_is_shown_with_the_nearest_valid_one() {
 }
 
 #[test]
+fn the_end_of_a_name_suggests_the_whole_names() {
+    let training = said("[training]\nbatch_size = 8\n", &[], &[]);
+    let expected = "unknown field `batch_size`";
+    assert!(training.contains(expected), "{training}");
+    let suggested = "(did you mean `global_batch_size` or `micro_batch_size`?)";
+    assert!(training.ends_with(suggested), "{training}");
+    let run = said("", &["run.batch_size=8"], &[]);
+    for key in ["training.global_batch_size", "training.micro_batch_size"] {
+        assert!(run.contains(&format!("`{key}`")), "{run}");
+    }
+}
+
+#[test]
 fn a_key_of_an_earlier_version_is_named_with_its_new_name() {
     let earlier =
         "[run]\nstop_ratio = 1.05\n[batch]\nmicro_rows = 4\n[domains.math]\ntext = \"{body}\"\n";

@@ -49,6 +49,8 @@ struct Now {
     pace: Pace,
     /// When the run made its last step and its last evaluation.
     ended: Option<Duration>,
+    /// Whether the run ends after its current step.
+    stops: bool,
 }
 
 impl Activity {
@@ -94,12 +96,17 @@ impl Activity {
         // After a rewind, an evaluation takes as long as before.
         now.pace.evaluation = before.evaluation.filter(|_| now.course.is_some());
         now.course = Some(course);
-        now.ended = None;
+        (now.ended, now.stops) = (None, false);
     }
 
     /// The last evaluation is done: only the end of the run remains.
     pub(crate) fn end(&self) {
         self.now.lock().ended.get_or_insert(self.clock.now());
+    }
+
+    /// The run ends after its current step: the time of its other steps is no longer part of the estimate.
+    pub fn stop(&self) {
+        self.now.lock().stops = true;
     }
 
     /// Forgets the run, which is done.
@@ -205,7 +212,7 @@ impl Now {
     }
 
     fn seconds_left(&self, clock: &Clock) -> Option<f64> {
-        let course = self.course.as_ref()?;
+        let course = self.course.as_ref().filter(|_| !self.stops)?;
         let mut gauges = self.gauges.iter().filter_map(Weak::upgrade);
         let evaluation = gauges.rfind(|gauge| gauge.is_evaluation);
         let evaluating = evaluation.and_then(|gauge| {
@@ -328,5 +335,37 @@ mod tests {
         assert_eq!(activity.seconds_left(), Some(1.0));
         activity.end_course();
         assert_eq!(activity.seconds_left(), None);
+    }
+
+    #[test]
+    fn a_run_that_stops_has_only_the_time_of_its_phase_left() {
+        let (board, seconds) = board();
+        let activity = board.activity();
+        let course = Course {
+            steps: Some(20),
+            interval: 10,
+            ..Course::default()
+        };
+        activity.set_course(course.clone(), 0, 0);
+        board.set_state(State::Running);
+        activity.stepped(5, 100, 2.0, 0.0);
+        assert_eq!(activity.seconds_left(), Some(30.0));
+        activity.stop();
+        assert_eq!(activity.seconds_left(), None);
+        let training = activity.progress().unwrap();
+        assert_eq!((training.done, training.seconds_left), (5, None));
+        let saving = board
+            .worker("student")
+            .meter("saving the last checkpoint", "MB");
+        saving.at(0, 40);
+        seconds.store(10, Ordering::Relaxed);
+        saving.at(20, 40);
+        assert_eq!(activity.progress().unwrap().seconds_left, Some(10.0));
+        assert_eq!(activity.seconds_left(), None);
+        // The next run of the process has its own time.
+        drop(saving);
+        activity.set_course(course, 0, 0);
+        activity.stepped(5, 100, 2.0, 0.0);
+        assert_eq!(activity.seconds_left(), Some(30.0));
     }
 }

@@ -34,7 +34,10 @@ pub enum DeviceError {
     )]
     TooLate,
     /// libtorch sees fewer GPUs.
-    #[error("`cuda:{index}` was asked for, but libtorch sees {found} CUDA devices")]
+    #[error(
+        "`cuda:{index}` was asked for, but libtorch sees {found} CUDA device{}",
+        if *found == 1 { "" } else { "s" }
+    )]
     Absent {
         /// The requested device number.
         index: usize,

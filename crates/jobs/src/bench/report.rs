@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use anyhow::Result;
+use ddk_run::view::counted;
 use serde::Serialize;
 
 use super::steps::PARTS;
@@ -61,8 +62,11 @@ impl Measured {
     pub(super) fn write(&self, out: &mut dyn Write) -> Result<()> {
         writeln!(
             out,
-            "a step: {} sequences of {} tokens, {} ids; the CPU's matrix kernels: {}",
-            self.rows, self.sequence_length, self.vocabulary, self.kernels
+            "a step: {} of {}, {} ids; the CPU's matrix kernels: {}",
+            counted(self.rows, "sequence"),
+            counted(self.sequence_length as u64, "token"),
+            self.vocabulary,
+            self.kernels
         )?;
         let mut table = Table::new(["", "seconds", "GFLOP/s", "of rate", "products"]);
         let mut line = |name: String, part: &Part, rate: f64| {

@@ -6,6 +6,7 @@ use anyhow::Result;
 use ddk_corpus::{Cursor, SequenceReader};
 use ddk_engine::LabelFormat;
 use ddk_labels::LabelSet;
+use ddk_run::view::counted;
 use ddk_settings::Settings;
 
 use super::{Models, memory::size};
@@ -62,7 +63,8 @@ pub(super) fn check(
     let (drawn, bytes) = (drawn.min(rows), tokens * format.token_bytes() as u64);
     let needed = (bytes as f64 * drawn as f64 / rows.max(1) as f64) as u64;
     found.line(&format!(
-        "the run draws at most {drawn} sequences: {} of hidden states, {} bytes per token; the whole corpus has {}",
+        "the run draws at most {}: {} of hidden states, {} bytes per token; the whole corpus has {}",
+        counted(drawn, "sequence"),
         size(needed),
         format.token_bytes(),
         size(bytes)
@@ -73,9 +75,9 @@ pub(super) fn check(
         };
         let (hits, looked) = hits(settings, corpus, &labels)?;
         found.line(&format!(
-            "label set {}: {} labels, {}; {hits} of {looked} sampled sequences have a label",
+            "label set {}: {}, {}; {hits} of {looked} sampled sequences have a label",
             set.name,
-            set.labels,
+            counted(set.labels, "label"),
             size(set.bytes)
         ));
     }

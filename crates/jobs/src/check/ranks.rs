@@ -2,6 +2,7 @@
 
 use anyhow::{Result, anyhow};
 use ddk_engine::exchanged_bytes;
+use ddk_run::view::counted;
 use ddk_settings::Settings;
 
 use super::{Models, memory::size};
@@ -33,7 +34,8 @@ pub(super) fn check(
     let seconds = bytes as f64 / 1e9 / args.bandwidth;
     let sequences = settings.training.global_batch_size / ranks;
     found.line(&format!(
-        "each rank trains on {sequences} sequences of a step, in {} of {slots} slots",
+        "each rank trains on {} of a step, in {} of {slots} slots",
+        counted(sequences, "sequence"),
         slots / ranks
     ));
     found.line(&format!(

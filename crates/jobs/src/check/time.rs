@@ -4,7 +4,7 @@ use std::{iter, thread::available_parallelism};
 
 use anyhow::Result;
 use ddk_engine::FlopCounter;
-use ddk_run::view::duration;
+use ddk_run::view::{counted, duration};
 use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 use procfs::Current;
 
@@ -220,8 +220,8 @@ fn report(settings: &Settings, times: &Times, ranks: u64, found: &mut Findings<'
         format!("the teacher {}", duration(seconds.teacher))
     };
     found.line(&format!(
-        "a micro-batch of {} sequences takes the student {}; {teacher}",
-        sizes.micro_batch_size,
+        "a micro-batch of {} takes the student {}; {teacher}",
+        counted(sizes.micro_batch_size, "sequence"),
         duration(seconds.student)
     ));
     found.line(&format!(
@@ -241,7 +241,8 @@ fn report(settings: &Settings, times: &Times, ranks: u64, found: &mut Findings<'
         all += number as f64 * student + teacher;
     } else {
         without.push(format!(
-            "{number} evaluations, whose length is known after `ddk prepare`"
+            "{}, whose length is known after `ddk prepare`",
+            counted(number, "evaluation")
         ));
     }
     if settings.mixture.policy == MixturePolicy::Doremi {

@@ -123,13 +123,30 @@ pub(super) fn not_yet(reloads: bool, runtime: &Runtime) -> Result<JoinSet<()>> {
 pub(super) fn advice(folder: &Path) -> String {
     let done = ddk_run::read::summary(folder).map(|summary| summary.steps);
     // A fork of a finished run needs more steps.
-    let more = done.map_or_else(
-        |_| String::new(),
-        |steps| format!(" --set run.max_steps={}", 2 * steps),
-    );
+    let (purpose, more) = match done {
+        Ok(steps) => (
+            "print its result",
+            format!(" --set run.max_steps={}", 2 * steps),
+        ),
+        Err(_) => ("resume", String::new()),
+    };
     format!(
-        "to resume, use the settings in {}/config.toml; to train on with these settings in a new run, from the last \
-         checkpoint of this one, pass --fork NAME{more}; to start from the beginning, choose another run.name",
-        folder.display()
+        "to {purpose}, use the settings in {}/config.toml{}; to train on with these settings in a new run, from the \
+         last checkpoint of this one, pass --fork NAME{more}; to start from the beginning, choose another run.name",
+        folder.display(),
+        in_use(folder).unwrap_or_default()
     )
+}
+
+/// Returns the options for the settings that edits of the configuration have changed since the run began: its
+/// `config.toml` has the values of its start.
+fn in_use(folder: &Path) -> Option<String> {
+    let overrides = Overrides::look(folder);
+    overrides.reload().ok()?;
+    let sets = overrides.configured().into_iter().map(|(key, value)| {
+        let text = value.as_str().map(str::to_owned);
+        format!(" --set {key}={}", text.unwrap_or_else(|| value.to_string()))
+    });
+    let sets: String = sets.collect();
+    (!sets.is_empty()).then(|| format!(" with{sets}"))
 }

@@ -10,6 +10,7 @@ use ddk_actors::{Fork, LoopState};
 use ddk_corpus::PreparedDomain;
 use ddk_run::{
     CheckpointStore, Lengths, Overrides, Retention, RunFolder, SnapshotFile, records::EventKind,
+    view::counted,
 };
 use ddk_settings::{Dtype, Packing, Settings};
 
@@ -148,18 +149,18 @@ pub(super) fn write(prepared: &Prepared, start: &Start, folder: &RunFolder) -> R
     ddk_run::record_event(folder.path(), step, EventKind::Saved, &message)?;
     let (stay, all) = (start.kept, prepared.plan.domains.len());
     say(&format!(
-        "forked from step {step} of {}: {stay} of {all} domains are kept, {} are new",
+        "forked from step {step} of {}: {stay} of {} kept, {} new",
         source.display(),
+        counted(all as u64, "domain"),
         all - stay
     ));
     let schedule = &prepared.models.options.schedule;
     say(&format!(
-        "the learning rate is {:.2e} at step {}, and was {:.2e} at step {step}: this run has its own schedule of {} \
-         steps",
+        "the learning rate is {:.2e} at step {}, and was {:.2e} at step {step}: this run has its own schedule of {}",
         schedule.learning_rate(step + 1),
         step + 1,
         start.learning_rate,
-        schedule.total_steps
+        counted(schedule.total_steps, "step")
     ));
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use ddk_actors::LoopState;
 use ddk_mixture::{Feedback, Policy};
-use ddk_run::{CheckpointStore, RunFolder};
+use ddk_run::{CheckpointStore, RunFolder, view::counted};
 use ddk_settings::{InitialMixture, LrScheduler, MixturePolicy, ObjectiveName, Settings, Teacher};
 
 use super::{
@@ -30,7 +30,7 @@ pub(super) fn doremi(run: &Prepared, reloads: bool, session: &mut Session) -> Re
     let settings = &run.models.settings;
     let folder = run_folder(settings)?.join("phases");
     let steps = settings.mixture.doremi_steps.unwrap_or(run.length.steps);
-    let place = format!("{steps} steps, in {}", folder.display());
+    let place = format!("{}, in {}", counted(steps, "step"), folder.display());
     say(&format!(
         "doremi, phase 1 of 3: the reference, by cross-entropy on the natural mixture; {place}"
     ));
@@ -127,8 +127,8 @@ pub(super) fn ted(
     let _answers = changes::not_yet(reloads, &session.runtime)?;
     let stage = stage(settings, folder.path());
     say(&format!(
-        "ted, stage 1 of 2: train the filters of the layer pairs on the task, with both models frozen; {} steps, in {}",
-        settings.objective.ted_steps,
+        "ted, stage 1 of 2: train the filters of the layer pairs on the task, with both models frozen; {}, in {}",
+        counted(settings.objective.ted_steps, "step"),
         folder.path().join(STAGE).display()
     ));
     phase(&stage, session)?;

@@ -53,7 +53,7 @@ pub(super) fn finish(
         exported_step,
         serial: measured,
         seconds: seconds_before + began.elapsed().as_secs_f64(),
-        ..summarize(prepared, outcome)?
+        ..summarize(prepared, folder, outcome)?
     };
     let text = serde_json::to_vec_pretty(&summary)?;
     ddk_files::write_atomically(&folder.summary(), &text)?;
@@ -179,7 +179,7 @@ fn export(
     Ok((format!("{which}, in {}", out.display()), Some(step)))
 }
 
-fn summarize(prepared: &Prepared, outcome: &Outcome) -> Result<Summary> {
+fn summarize(prepared: &Prepared, folder: &RunFolder, outcome: &Outcome) -> Result<Summary> {
     let End::Finished(reason) = outcome.end else {
         return Err(anyhow!("the run was stopped and has no summary"));
     };
@@ -187,9 +187,16 @@ fn summarize(prepared: &Prepared, outcome: &Outcome) -> Result<Summary> {
     let after = after.context("the last evaluation is missing")?;
     let totals = &outcome.totals;
     let tokens = totals.all_tokens();
+    // A fork that continues an interval has the baseline of the run that it was forked from. Its results start
+    // with its own first evaluation, as on the page.
+    let first = ddk_run::read::first_mixture(folder.path())?;
+    let of_fork = first.filter(|line| line.evaluated_at_step > 0);
+    let of_fork = of_fork.map(|line| line.student_perplexity);
+    let of_fork = of_fork.unwrap_or_default();
     let mut domains = BTreeMap::new();
     for (index, name) in prepared.plan.domains.iter().enumerate() {
-        let before = outcome.baseline.student[index];
+        let before = of_fork.get(name).copied();
+        let before = before.unwrap_or(outcome.baseline.student[index]);
         // NaN without a teacher.
         let teacher = outcome.baseline.teacher.get(index);
         let teacher = teacher.copied().unwrap_or(f64::NAN);

@@ -235,8 +235,10 @@ pub(crate) fn open_folder(path: &Path, new: bool, ranks: Option<&Ranks>) -> Resu
                 std::thread::sleep(Duration::from_secs(5));
             }
             opened if new => {
-                return opened
+                let is_there = matches!(opened, Err(RunFileError::Exists(_)));
+                let opened = opened
                     .hint("leave out --no-resume to resume that run, or choose another run.name");
+                return if is_there { opened.usage() } else { opened };
             }
             opened => return opened.hint("choose another run.name or run.output_dir"),
         }

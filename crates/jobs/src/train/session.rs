@@ -4,7 +4,11 @@
 use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use ddk_run::{RunFolder, control::Control, view::State};
+use ddk_run::{
+    RunFolder,
+    control::Control,
+    view::{State, counted},
+};
 use ddk_settings::{Settings, Token};
 use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, Site};
 use ddk_torch::make_deterministic;
@@ -198,6 +202,22 @@ fn secret(token: &Token) -> Result<&str> {
     let secret = secret.context("this configuration was written without its `telemetry.token`");
     let secret = secret.hint("set the environment variable DDK__TELEMETRY__TOKEN to it");
     secret.usage()
+}
+
+/// This process, its machine and its version, for the event that it starts with.
+pub(super) fn process() -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => "an unnamed machine",
+        host => host,
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    format!(
+        "process {} on {host} ({}), ddk {}",
+        std::process::id(),
+        counted(cpus as u64, "CPU"),
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 /// The log of the current run. One process may have several runs, one after the other.

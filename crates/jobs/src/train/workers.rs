@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use super::{
     changes, course, options, policy,
     prepared::{Prepared, keeps_best},
-    session::Session,
+    session::{Session, process},
 };
 use crate::{
     args,
@@ -195,14 +195,21 @@ impl Assembly {
         let mut checkpoints = CheckpointStore::open(&folder.checkpoints(), retention)?;
         checkpoints.hook = Some(prepared.faults.save_hook());
         let opened = checkpoints.newest::<LoopState>().hint(LOST)?;
+        let steps = fs::metadata(folder.path().join("run.jsonl"));
+        let has_steps = steps.is_ok_and(|file| file.len() > 0);
         if let Some(opened) = &opened {
             // Skipped checkpoints must not count toward the number of kept ones.
             checkpoints.set_aside_after(opened.step)?;
             let (step, run) = (opened.step, folder.path().display());
-            say(&format!("resuming from step {step} of the run in {run}"));
+            // A fork has a checkpoint before its first step.
+            say(&if has_steps {
+                format!("resuming from step {step} of the run in {run}")
+            } else {
+                format!("starting at step {} of the run in {run}", step + 1)
+            });
         } else {
             refuse_if_saved(folder)?;
-            if fs::metadata(folder.path().join("run.jsonl")).is_ok_and(|file| file.len() > 0) {
+            if has_steps {
                 say("no checkpoint was saved yet: the run starts again at its first step");
             }
         }
@@ -401,22 +408,6 @@ impl Observer for Silent {
     fn on_mixture(&self, _line: &MixtureLine) {}
 
     fn on_event(&self, _event: &EventLine) {}
-}
-
-/// This process, its machine and its version, for the event that it starts with.
-fn process() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = match host.trim() {
-        "" => "an unnamed machine",
-        host => host,
-    };
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    format!(
-        "process {} on {host} ({cpus} CPU{}), ddk {}",
-        std::process::id(),
-        if cpus == 1 { "" } else { "s" },
-        env!("CARGO_PKG_VERSION")
-    )
 }
 
 /// Returns what a checkpoint records about itself: the settings, the hashes of the run's inputs (which the

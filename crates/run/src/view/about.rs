@@ -116,7 +116,10 @@ fn mixture(settings: &Table) -> Option<String> {
         said += &format!(", alpha {alpha}");
     }
     if let Some(interval) = number(settings, "mixture", "interval") {
-        said += &format!(", every {interval} steps");
+        said += &match interval.as_str() {
+            "1" => ", every step".to_owned(),
+            _ => format!(", every {interval} steps"),
+        };
     }
     Some(said)
 }

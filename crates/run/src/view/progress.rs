@@ -38,6 +38,10 @@ impl Progress {
             ("", _) => phase.clone(),
             (_, 0) => format!("{phase}: {done} {unit}"),
             (_, all) => {
+                let unit = match all {
+                    1 => unit.trim_end_matches('s'),
+                    _ => unit,
+                };
                 let percent = (100 * done).checked_div(all).unwrap_or_default().min(100);
                 format!("{phase}: {done} of {all} {unit}, {percent} %")
             }
@@ -151,5 +155,11 @@ mod tests {
             "first evaluation of the student: 31 documents, 17 s elapsed"
         );
         assert_eq!(open.share(), None);
+        let one = Progress {
+            total: 1,
+            done: 0,
+            ..open
+        };
+        assert!(one.to_string().contains("0 of 1 document, 0 %"), "{one}");
     }
 }

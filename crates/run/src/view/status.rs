@@ -157,6 +157,12 @@ impl State {
     }
 }
 
+/// A number with its noun, which gets an `s` unless the number is 1: `1 step`, `2 steps`.
+pub fn counted(count: u64, noun: &str) -> String {
+    let ending = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{ending}")
+}
+
 /// Formats a duration in its two largest units.
 pub fn duration(seconds: f64) -> String {
     let seconds = seconds.max(0.0);

@@ -69,7 +69,7 @@ fn a_wrong_shape_is_refused_with_both_shapes() {
             "big",
             "little",
         ),
-        (with(metadata(&[3, 3])), "2 sequences", "1 sequences"),
+        (with(metadata(&[3, 3])), "2 sequences", "1 sequence"),
         (
             with(json!({"data": "none"})),
             "other metadata",
