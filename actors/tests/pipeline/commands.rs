@@ -162,7 +162,7 @@ async fn what_cannot_be_done_is_refused_and_changes_nothing() {
     for expected in [
         "the run is not paused",
         "optimizer.lr=-1: `optimizer.lr` is -1",
-        "optimizer.lr=fast: invalid type",
+        "optimizer.lr=fast: found the string",
         "unknown field `rate`",
         "`optimizer.beta1` cannot change while the run trains; these can: ",
         "the run is already paused",
