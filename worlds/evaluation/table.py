@@ -74,7 +74,8 @@ def estimate(parts):
 def table(measure, evaluation, digits):
     """One row per model: each domain's value, the mean over domains, and the differences from kd and ddk-equal."""
     domains = evaluation["domains"]
-    lines = [f"| model | {' | '.join(domains)} | mean | {' | '.join(f'difference from {name}' for name in REFERENCES)} |"]
+    columns = ["model", *domains, "mean", *(f"difference from {name}" for name in REFERENCES)]
+    lines = [f"| {' | '.join(columns)} |"]
     lines.append("|---" + "|---:" * (len(domains) + 1 + len(REFERENCES)) + "|")
     parts = {
         name: [over_seeds([measure(run[domain]) for run in runs]) for domain in domains]
@@ -102,8 +103,8 @@ def tables(evaluation):
     numbers = evaluation["models"]["teacher"][0][evaluation["domains"][0]]
     seeds = ", ".join(map(str, evaluation["seeds"]))
     return [
-        f"{len(numbers['nats'])} held-out passages per domain, seeds: {seeds}. Values are means ± their standard error "
-        "over passages, which does not cover the choice of the seed.",
+        f"{len(numbers['nats'])} held-out passages per domain, seeds: {seeds}. Values are means ± their standard "
+        "error. This error is that of the choice of passages, not of seeds.",
         "",
         "Bits per byte (lower is better):",
         "",

@@ -112,6 +112,8 @@ class World:
     # compare.json, once all runs are done and compared.
     compared: dict | None
     evaluation: dict | None
+    # The names of the comparison's figures.
+    figures: frozenset = frozenset()
 
     @property
     def planned(self):
@@ -161,7 +163,8 @@ def world(root, protocol):
     compared = read(file)
     if wrong := mismatch(found, compared):
         raise Problem(f"{file} does not fit worlds/results/{protocol.name} ({wrong}): run 'worlds/run {protocol.name}'")
-    return dataclasses.replace(found, compared=compared)
+    figures = frozenset(path.stem for path in file.parent.glob("figures/*.svg"))
+    return dataclasses.replace(found, compared=compared, figures=figures)
 
 
 def comparison(protocol, root=pathlib.Path()):
