@@ -18,9 +18,7 @@ fn repository() -> &'static Path {
 
 fn test_tools(skip: &str, programs: Option<&Path>) -> Output {
     let mut command = Command::new("bash");
-    command
-        .arg(repository().join("tools/test-tools"))
-        .arg(skip);
+    command.arg(repository().join("tools/test-tools")).arg(skip);
     if let Some(programs) = programs {
         command.env("PATH", programs);
     }
@@ -148,5 +146,9 @@ fn the_report_of_the_worlds_claims_only_what_the_protocol_allows() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(stderr(&output).contains("Ran 4 tests"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("Ran 4 tests"),
+        "{}",
+        stderr(&output)
+    );
 }

@@ -186,6 +186,16 @@ class Report(unittest.TestCase):
         self.assertIn("**Incomplete: 20 of 200 runs are done.**", page)
         self.assertNotIn("All four claims hold", page)
 
+        file = self.world.root / "docs/results/world-smollm2-14/compare.json"
+        compared = file.read_text(encoding="utf-8")
+        forged = json.loads(compared)
+        forged["groups"][0]["primary"][3]["difference"]["interval"][1] = 0.011
+        file.write_text(json.dumps(forged), encoding="utf-8")
+        code, said, _ = self.world.report("--check")
+        self.assertEqual(code, 1)
+        self.assertIn("the claim about mean_gap and ddk-equal holds, but its interval exceeds 0.01", said)
+        file.write_text(compared, encoding="utf-8")
+
         changed = self.world.root / "worlds/results/smollm2-14/ddk/seed-3/summary.json"
         summary = json.loads(changed.read_text(encoding="utf-8"))
         summary["domains"]["perl"]["student_perplexity_after"] *= 1.001

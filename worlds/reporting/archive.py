@@ -173,8 +173,8 @@ def comparison(protocol, root=pathlib.Path()):
 
 
 def mismatch(found, compared):
-    """What in a comparison is not the protocol's, or not what the runs say; None if all of it is right. The measures
-    are computed again, from the perplexities."""
+    """What in a comparison is not the protocol's, or not what the runs say; None if all of it is right. The measures and
+    the mean differences are computed again, from the perplexities."""
     seeds = list(range(found.protocol.seeds))
     if compared["seeds"] != seeds:
         return f"its seeds are {compared['seeds']}, expected {seeds}"
@@ -189,6 +189,19 @@ def mismatch(found, compared):
         for measure, ours in found.values(name).items():
             theirs = [number(value) for value in method[measure]["values"]]
             for seed, pair in enumerate(zip(ours, theirs, strict=True)):
-                if not math.isclose(*pair, rel_tol=1e-9, abs_tol=1e-9) and not all(map(math.isnan, pair)):
+                if not same(*pair):
                     return f"{name}, seed {seed}: {measure} is {pair[1]}, but {pair[0]} by the run's perplexities"
+    for claim, (measure, other, margin) in zip(group["primary"], CLAIMS, strict=True):
+        pairs = zip(found.values("excess")[measure], found.values(other)[measure], strict=True)
+        mean, theirs = statistics.fmean(ours - others for ours, others in pairs), number(claim["difference"]["mean"])
+        if not same(mean, theirs):
+            return f"the difference from {other} in {measure} is {theirs}, but {mean} by the runs"
+        # Whatever its p-value: a claim that holds has the whole interval on the claimed side.
+        if claim["holds"] and not number(claim["difference"]["interval"][1]) <= margin:
+            return f"the claim about {measure} and {other} holds, but its interval exceeds {margin}"
     return None
+
+
+def same(one, other):
+    """Whether two numbers are the same but for rounding."""
+    return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9) or (math.isnan(one) and math.isnan(other))
