@@ -173,8 +173,8 @@ def comparison(protocol, root=pathlib.Path()):
 
 
 def mismatch(found, compared):
-    """What in a comparison is not the protocol's, or not what the runs say; None if all of it is right. The measures and
-    the mean differences are computed again, from the perplexities."""
+    """What in a comparison is not the protocol's, or not what the runs say; None if all of it is right. The measures
+    and the mean differences are computed again, from the perplexities."""
     seeds = list(range(found.protocol.seeds))
     if compared["seeds"] != seeds:
         return f"its seeds are {compared['seeds']}, expected {seeds}"
@@ -193,7 +193,8 @@ def mismatch(found, compared):
                     return f"{name}, seed {seed}: {measure} is {pair[1]}, but {pair[0]} by the run's perplexities"
     for claim, (measure, other, margin) in zip(group["primary"], CLAIMS, strict=True):
         pairs = zip(found.values("excess")[measure], found.values(other)[measure], strict=True)
-        mean, theirs = statistics.fmean(ours - others for ours, others in pairs), number(claim["difference"]["mean"])
+        mean = statistics.fmean(ours - others for ours, others in pairs)
+        theirs = number(claim["difference"]["mean"])
         if not same(mean, theirs):
             return f"the difference from {other} in {measure} is {theirs}, but {mean} by the runs"
         # Whatever its p-value: a claim that holds has the whole interval on the claimed side.
