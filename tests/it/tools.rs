@@ -106,9 +106,10 @@ fn every_world_is_a_configuration() {
             .unwrap();
         assert!(output.status.success(), "{name}: {}", stderr(&output));
         let shown = String::from_utf8(output.stdout).unwrap();
-        let run = match &*name {
-            "smollm2" => "smollm2-14",
-            other => other,
+        let run = if name == "smollm2" {
+            "smollm2-14"
+        } else {
+            name.as_str()
         };
         assert!(
             shown.contains(&format!("name = \"world-{run}\"\n")),
