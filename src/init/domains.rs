@@ -11,6 +11,7 @@ use ddk_corpus::{
     Detected, DomainSource, FileFormat, Limits, Shape, Template, detect_in, field_values,
 };
 use ddk_jobs::{hint::Hint, hub, prepare::advise, progress::say};
+use ddk_settings::Settings;
 
 use super::{domain_name, found};
 use crate::cli;
@@ -141,6 +142,9 @@ fn print(data: &Path, entries: &[Entry]) {
         let files: Vec<&Detected> = entry.files.iter().collect();
         lines.extend(found::lines(&entry.path, &files, false));
     }
+    let most = Settings::default().corpus.max_bad_fraction;
+    let files = entries.iter().flat_map(|entry| &entry.files);
+    lines.extend(files.filter_map(|file| found::warning(file, most)));
     lines.iter().for_each(|line| say(line));
 }
 
@@ -177,6 +181,10 @@ impl Entry {
                 );
                 if of_records && file.bad < file.records {
                     file.shape = with_field(file, field);
+                    let mut fields = file.fields.iter().zip(&file.texts);
+                    let of_field = fields.find(|(name, _)| *name == field);
+                    // Within an object, only the preparation counts.
+                    file.bad = of_field.map_or(0, |(_, texts)| file.records - texts);
                 }
             }
         }

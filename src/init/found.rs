@@ -67,12 +67,36 @@ fn of_file(file: &Detected) -> String {
     let path = file.path.display();
     match &file.shape {
         Ok(Shape::Text) => format!("{path}: {}", file.describe()),
-        Ok(shape) => format!("{path}: {}: {}", file.describe(), shape.describe()),
+        Ok(shape) => format!(
+            "{path}: {}: {}{}",
+            file.describe(),
+            shape.describe(),
+            ignored(file)
+        ),
         Err(reason) if file.format.is_some() => {
             format!("{path}: skipped: {}: {reason}", file.describe())
         }
         Err(reason) => format!("{path}: skipped: {reason}"),
     }
+}
+
+/// Names the answers that a model must not learn.
+fn ignored(file: &Detected) -> String {
+    let name = |field| format!("; `{field}` is ignored");
+    file.ignored().map(name).unwrap_or_default()
+}
+
+/// Warns about a file with more unusable records than `ddk prepare` allows by default.
+pub(super) fn warning(file: &Detected, most: f64) -> Option<String> {
+    let too_many = file.shape.is_ok() && file.bad as f64 > most * file.records as f64;
+    too_many.then(|| {
+        format!(
+            "warning: {}: {} of {} records cannot be used, more than corpus.max_bad_fraction = {most} allows",
+            file.path.display(),
+            file.bad,
+            file.records
+        )
+    })
 }
 
 /// A line about several files of the same kind.
@@ -90,9 +114,10 @@ fn of_files(folder: &Path, files: &[&Detected]) -> String {
     match &first.shape {
         Ok(Shape::Text) => format!("{shown}: {count} files: text, one document each"),
         Ok(shape) => format!(
-            "{shown}: {count} files: {}: {}",
+            "{shown}: {count} files: {}: {}{}",
             together.describe(),
-            shape.describe()
+            shape.describe(),
+            ignored(first)
         ),
         Err(reason) => format!(
             "{shown}: {count} files skipped: {reason}; the first is {}",

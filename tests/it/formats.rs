@@ -352,7 +352,7 @@ fn a_folder_with_every_format_becomes_a_trained_step() {
         "data/saved/state.json: skipped: describes a data set",
         "data/broken.json: JSON, 21 records, 1 of them unusable: text in `text`",
         "data/ragged.csv: CSV, 21 records, 1 of them unusable: text in `text`",
-        "data/mixed.jsonl: JSON Lines, 24 records, 2 of them unusable: text in `text`",
+        "data/mixed.jsonl: JSON Lines, 24 records, 4 of them unusable: text in `text`",
         "data/cut.arrow: Arrow, 21 records, 1 of them unusable: text in `text`",
         "data/photo.png: skipped: binary: a PNG image",
         "data/paper.pdf: skipped: binary: a PDF file",

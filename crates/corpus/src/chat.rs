@@ -18,6 +18,8 @@ use crate::{CorpusError, TokenizerFolder, document::Document, quarantine::Unusab
 use jinja::Rendered;
 use messages::Conversation;
 
+pub(crate) use messages::is_assistant;
+
 /// The name of the template for conversations without tools, and of the one for those with tools.
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
@@ -29,6 +31,8 @@ const PROBE: &str = "ddk-probe";
 pub struct Chat {
     /// Path of the field that holds a record's messages.
     pub messages: String,
+    /// Path of the field that holds the messages after them. The loss then learns only the assistant's turns there.
+    pub completion: Option<String>,
     /// Path of the field that holds the descriptions of a record's tools.
     pub tools: String,
     /// The template that renders the messages.

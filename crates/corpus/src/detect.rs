@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{
     CorpusError, FileFormat,
     documents::{parse, text, without_mark},
-    format::{Compression, Format, decide, pair, stem},
+    format::{Compression, Format, IS_LFS, LFS, decide, pair, stem},
     megatron::Index,
     raw::{Content, Input},
     records,
@@ -45,6 +45,8 @@ pub struct Detected {
     pub shape: Result<Shape, String>,
     /// The fields of its records, in order of their first appearance.
     pub fields: Vec<String>,
+    /// Number of records with a text in each of these fields.
+    pub texts: Vec<u64>,
 }
 
 impl Detected {
@@ -58,12 +60,22 @@ impl Detected {
             whole: true,
             shape: Err(reason.into()),
             fields: Vec::new(),
+            texts: Vec::new(),
         }
     }
 
     /// The file's name without its extensions of format and compression.
     pub fn stem(&self) -> String {
         stem(&self.path).to_string_lossy().into_owned()
+    }
+
+    /// The field with answers that DDK ignores, if the file has one beside those that it uses.
+    pub fn ignored(&self) -> Option<&str> {
+        let settings = self.shape.as_ref().ok()?.settings();
+        let uses = |name: &str| settings.iter().any(|(_, value)| value.contains(name));
+        let mut fields = self.fields.iter();
+        let rejected = fields.find(|field| field.eq_ignore_ascii_case("rejected"))?;
+        (!uses(rejected)).then_some(&**rejected)
     }
 
     /// Describes the format and the number of records, such as `JSON Lines, 20 records`.
@@ -153,6 +165,9 @@ pub fn detect(path: &Path) -> Result<Detected, CorpusError> {
     let head = head(path)?;
     if head.is_empty() {
         return Ok(Detected::skipped(path, "empty"));
+    }
+    if head.starts_with(LFS.as_bytes()) {
+        return Ok(Detected::skipped(path, IS_LFS));
     }
     if Index::begins(&head) {
         return detect_megatron(path);
@@ -273,6 +288,13 @@ fn input(file: &SourceFile) -> Input<'_> {
     }
 }
 
+/// Whether a file begins as a JSON array does.
+fn is_array(path: &Path) -> Result<bool, CorpusError> {
+    let head = head(path)?;
+    let is_jsonl = decide(path, None).is_ok_and(|format| format.records == FileFormat::Jsonl);
+    Ok(is_jsonl && head.trim_ascii_start().starts_with(b"["))
+}
+
 fn look_at_records(file: &SourceFile) -> Result<Detected, CorpusError> {
     let (mut fields, mut bytes) = (Fields::default(), 0);
     let mut detected = Detected {
@@ -308,11 +330,19 @@ fn look_at_records(file: &SourceFile) -> Result<Detected, CorpusError> {
     }
     detected.shape = match first_bad {
         _ if detected.records == 0 => Err("empty: it has no record".to_owned()),
+        Some(_) if detected.bad == detected.records && is_array(&file.path)? => {
+            let reason = "a JSON array, not JSON Lines: name the file .json, or set format = \"json\" in its domain";
+            Err(reason.to_owned())
+        }
         Some(reason) if detected.bad == detected.records => {
             Err(format!("none of its records can be used; {reason}"))
         }
-        _ => fields.shape(),
+        Some(_) | None => fields.shape(),
     };
+    if let Ok(shape) = &detected.shape {
+        detected.bad = detected.records - fields.usable(shape);
+    }
     detected.fields = fields.names();
+    detected.texts = fields.texts();
     Ok(detected)
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{
     CorpusError, DomainSource, FileFormat,
     document::Document,
-    format::is_data,
+    format::{IS_LFS, LFS, is_data},
     quarantine::Unusable,
     raw::{Content, Input, More, Raw, Raws, strip_mark},
     records,
@@ -196,7 +196,13 @@ pub(crate) fn text(bytes: Vec<u8>) -> Result<String, String> {
 }
 
 pub(crate) fn parse(line: &str) -> Result<Value, String> {
-    serde_json::from_str(line).map_err(|error| format!("not JSON: {error}"))
+    serde_json::from_str(line).map_err(|error| {
+        if line.starts_with(LFS) {
+            IS_LFS.to_owned()
+        } else {
+            format!("not JSON: {error}")
+        }
+    })
 }
 
 fn usable(document: Document, source: &DomainSource) -> Result<Document, String> {

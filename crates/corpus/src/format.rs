@@ -8,6 +8,11 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// How a pointer of Git LFS begins, and what to do about it.
+pub(crate) const LFS: &str = "version https://git-lfs";
+pub(crate) const IS_LFS: &str =
+    "a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository";
+
 /// How a file holds its documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

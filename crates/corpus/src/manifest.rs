@@ -92,6 +92,8 @@ pub(crate) struct MadeFrom {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MadeFromChat {
     pub(crate) messages: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) completion: Option<String>,
     pub(crate) tools: String,
     pub(crate) template_hash: String,
 }
@@ -115,6 +117,7 @@ impl MadeFrom {
             prompt: domain.prompt.as_ref().map(source),
             chat: domain.chat.as_ref().map(|chat| MadeFromChat {
                 messages: chat.messages.clone(),
+                completion: chat.completion.clone(),
                 tools: chat.tools.clone(),
                 template_hash: chat.template.hash().to_owned(),
             }),
@@ -157,7 +160,10 @@ impl MadeFrom {
             return Some("the chat template has changed".to_owned());
         }
         let settings = [
-            ("messages_field or tools_field", self.chat != now.chat),
+            (
+                "messages_field, completion_field or tools_field",
+                self.chat != now.chat,
+            ),
             ("text_template or text_field", self.text != now.text),
             ("prompt_template", self.prompt != now.prompt),
             ("tokens_field", self.tokens != now.tokens),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     CorpusError, DomainSource, FileFormat, Quarantined, Template, document::Document,
-    documents::read, error::having,
+    documents::read, error::having, survey::ONLY_ONE,
 };
 
 /// Maximum number of records in a sample.
@@ -26,6 +26,8 @@ pub struct FirstRecords {
     /// Number of conversations with turns of the assistant that are not learned, because the chat template changes
     /// them once other messages follow.
     pub rewritten: u64,
+    /// Whether these are all records.
+    pub whole: bool,
 }
 
 impl FirstRecords {
@@ -44,6 +46,17 @@ impl FirstRecords {
             )),
             _ => None,
         }
+    }
+}
+
+impl FirstRecords {
+    /// Returns the error of a source whose only document cannot be both for training and for validation.
+    pub fn too_few(&self, source: &DomainSource) -> Option<CorpusError> {
+        let is_one = self.whole && self.records - self.bad == 1;
+        (is_one && source.validation_files.is_empty()).then(|| CorpusError::TooLittle {
+            domain: source.name.clone(),
+            what: ONLY_ONE,
+        })
     }
 }
 
@@ -87,6 +100,7 @@ pub fn sample(source: &DomainSource) -> Result<FirstRecords, CorpusError> {
             }
         }
     }
+    sample.whole = true;
     Ok(sample)
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::pretokenized::is_ids;
+use crate::{chat::is_assistant, pretokenized::is_ids};
 
 /// Maximum number of fields to count.
 const FIELDS: usize = 200;
@@ -25,6 +25,13 @@ pub enum Shape {
     },
     /// A field that holds conversations.
     Messages(String),
+    /// A field that holds conversations, and one with the messages that the model learns to write after them.
+    Completion {
+        /// The conversations.
+        messages: String,
+        /// What follows them.
+        completion: String,
+    },
     /// A field that holds token ids.
     Tokens {
         /// The field.
@@ -51,6 +58,13 @@ impl Shape {
                 ("text_template", text_template.clone()),
             ],
             Self::Messages(field) => vec![("messages_field", field.clone())],
+            Self::Completion {
+                messages,
+                completion,
+            } => vec![
+                ("messages_field", messages.clone()),
+                ("completion_field", completion.clone()),
+            ],
             Self::Tokens { field, .. } => vec![("tokens_field", field.clone())],
             Self::Megatron => vec![("format", "megatron".to_owned())],
         }
@@ -59,7 +73,7 @@ impl Shape {
     /// Whether its documents have parts that a model need not learn to write.
     pub fn has_prompts(&self) -> bool {
         match self {
-            Self::Prompt { .. } | Self::Messages(_) => true,
+            Self::Prompt { .. } | Self::Messages(_) | Self::Completion { .. } => true,
             Self::Tokens { is_masked, .. } => *is_masked,
             _ => false,
         }
@@ -67,7 +81,7 @@ impl Shape {
 
     /// Whether its documents are conversations, which need a chat template.
     pub fn is_chat(&self) -> bool {
-        matches!(self, Self::Messages(_))
+        matches!(self, Self::Messages(_) | Self::Completion { .. })
     }
 
     /// Whether the domain must name the tokenizer that made its ids.
@@ -89,6 +103,12 @@ impl Shape {
                 text_template.escape_debug()
             ),
             Self::Messages(field) => format!("conversations in `{field}`"),
+            Self::Completion {
+                messages,
+                completion,
+            } => format!(
+                "conversations in `{messages}`, and what to learn after them in `{completion}`"
+            ),
             Self::Tokens { field, .. } => format!("token ids in `{field}`"),
             Self::Megatron => "token ids".to_owned(),
         }
@@ -117,18 +137,19 @@ const TEXTS: [&str; 9] = [
     "story",
 ];
 /// Names of fields that hold what a model is asked, best first.
-const PROMPTS: [&str; 6] = [
+const PROMPTS: [&str; 7] = [
     "instruction",
     "question",
     "prompt",
     "query",
     "problem",
     "input",
+    "user",
 ];
 /// Names of fields that an instruction may need, and that may be empty.
 const INPUTS: [&str; 2] = ["input", "context"];
 /// Names of fields that hold an answer, best first.
-const ANSWERS: [&str; 7] = [
+const ANSWERS: [&str; 8] = [
     "completion",
     "output",
     "response",
@@ -136,7 +157,10 @@ const ANSWERS: [&str; 7] = [
     "chosen",
     "solution",
     "canonical_solution",
+    "assistant",
 ];
+/// A field with an answer that a model must not learn.
+const REJECTED: &str = "rejected";
 /// Names of fields that hold token ids, best first.
 const IDS: [&str; 3] = ["input_ids", "token_ids", "tokens"];
 /// Names of fields that describe a record and are never its text.
@@ -169,11 +193,21 @@ const ABOUT: [&str; 22] = [
 #[derive(Debug, Default)]
 struct Field {
     name: String,
+    strings: u64,
+    /// Strings that are not empty.
     texts: u64,
     chats: u64,
+    /// Conversations with a turn of the assistant.
+    answered: u64,
     ids: u64,
     /// Whether a list holds the label of masked tokens.
     has_masks: bool,
+}
+
+impl Field {
+    fn is(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name)
+    }
 }
 
 /// The fields of the records of a file.
@@ -203,8 +237,10 @@ impl Fields {
             let has_text = value.as_str().is_some_and(|text| !text.trim().is_empty());
             let is_list = is_ids(value);
             field.ids += u64::from(is_list);
+            field.strings += u64::from(value.is_string());
             field.texts += u64::from(has_text && !is_list);
             field.chats += u64::from(is_chat(value));
+            field.answered += u64::from(is_chat(value) && is_answered(value));
             let masks = |list: &Vec<Value>| list.iter().any(|label| label.as_i64() == Some(-100));
             field.has_masks |= value.as_array().is_some_and(masks);
         }
@@ -212,6 +248,47 @@ impl Fields {
 
     pub(crate) fn names(&self) -> Vec<String> {
         self.fields.iter().map(|field| field.name.clone()).collect()
+    }
+
+    pub(crate) fn texts(&self) -> Vec<u64> {
+        self.fields.iter().map(|field| field.texts).collect()
+    }
+
+    /// Number of records of which the fields of a shape can be used.
+    pub(crate) fn usable(&self, shape: &Shape) -> u64 {
+        let count = |name: &str, of: fn(&Field) -> u64| {
+            let field = self.fields.iter().find(|field| field.name == name);
+            field.map_or(0, of)
+        };
+        // Each template of this module uses a field once, and an input only under its condition.
+        let filled = |template: &str, of: fn(&Field) -> u64| {
+            let names = self.fields.iter().map(|field| &*field.name);
+            let needed = names.filter(|name| {
+                template.contains(&format!("{{{name}}}"))
+                    && !template.contains(&format!("{{?{name}}}"))
+            });
+            needed.map(|name| count(name, of)).min().unwrap_or(0)
+        };
+        match shape {
+            Shape::Field(name) => count(name, |field| field.texts),
+            Shape::Prompt {
+                prompt_template,
+                text_template,
+            } => {
+                let asked = filled(prompt_template, |field| field.strings);
+                asked.min(filled(text_template, |field| field.texts))
+            }
+            Shape::Messages(name) => count(name, |field| field.answered),
+            Shape::Completion {
+                messages,
+                completion,
+            } => {
+                let asked = count(messages, |field| field.chats);
+                asked.min(count(completion, |field| field.answered))
+            }
+            Shape::Tokens { field, .. } => count(field, |field| field.ids),
+            Shape::Text | Shape::Megatron => self.records,
+        }
     }
 
     /// Whether most records have this.
@@ -222,27 +299,36 @@ impl Fields {
     /// The first of these names that most records have as such a field.
     fn first(&self, names: &[&str], count: impl Fn(&Field) -> u64) -> Option<&str> {
         let has = |name: &str| {
-            let field = self.fields.iter().find(|field| field.name == name)?;
-            self.most(count(field)).then_some(&*field.name)
+            let mut alike = self.fields.iter().filter(|field| field.is(name));
+            let field = alike.find(|field| self.most(count(field)))?;
+            Some(&*field.name)
         };
         names.iter().find_map(|name| has(name))
     }
 
     /// Decides where the text is, or returns why a record has no text.
     pub(crate) fn shape(&self) -> Result<Shape, String> {
-        let chats = |field: &Field| field.chats;
+        let answered = |field: &Field| field.answered;
         let texts = |field: &Field| field.texts;
         let other_chat = || {
-            let field = self.fields.iter().find(|field| self.most(field.chats))?;
+            let mut fields = self.fields.iter();
+            let field = fields.find(|field| self.most(field.answered) && !field.is(REJECTED))?;
             Some(&*field.name)
         };
         // A name with a dot or a brace means something else in the settings.
         let usable = |name: &&str| !name.contains(['.', '{', '}']);
-        if let Some(field) = self
-            .first(&MESSAGES, chats)
-            .or_else(other_chat)
-            .filter(usable)
-        {
+        let messages = self.first(&MESSAGES, answered);
+        if let (None, Some(prompt), Some(answer)) = (
+            messages,
+            self.first(&PROMPTS, |field| field.chats),
+            self.first(&ANSWERS, answered),
+        ) {
+            return Ok(Shape::Completion {
+                messages: prompt.to_owned(),
+                completion: answer.to_owned(),
+            });
+        }
+        if let Some(field) = messages.or_else(other_chat).filter(usable) {
             return Ok(Shape::Messages(field.to_owned()));
         }
         if let Some(field) = self.first(&TEXTS, texts) {
@@ -259,7 +345,8 @@ impl Fields {
             });
         }
         let mut strings = self.fields.iter().filter(|field| {
-            self.most(field.texts) && usable(&&*field.name) && !ABOUT.contains(&&*field.name)
+            let is_about = ABOUT.iter().any(|name| field.is(name));
+            self.most(field.texts) && usable(&&*field.name) && !is_about
         });
         match (strings.next(), strings.next()) {
             (Some(only), None) => Ok(Shape::Field(only.name.clone())),
@@ -270,21 +357,29 @@ impl Fields {
     fn pair(&self) -> Option<(&str, &str)> {
         let texts = |field: &Field| field.texts;
         let prompt = self.first(&PROMPTS, texts)?;
-        let answers = ANSWERS.iter().filter(|answer| **answer != prompt);
-        let answer = self.first(&answers.copied().collect::<Vec<_>>(), texts)?;
+        let answer = self.first(&ANSWERS, texts)?;
         Some((prompt, answer))
     }
 
     /// The field with what an instruction needs. It may be empty in most records.
     fn input(&self, prompt: &str) -> Option<&str> {
         let has = |name: &&str| {
-            let field = self.fields.iter().find(|field| field.name == *name)?;
+            let field = self.fields.iter().find(|field| field.is(name))?;
             (field.texts > 0 && field.name != prompt).then_some(&*field.name)
         };
-        INPUTS.iter().find_map(has).filter(|_| prompt != "input")
+        INPUTS
+            .iter()
+            .find_map(has)
+            .filter(|_| !prompt.eq_ignore_ascii_case("input"))
     }
 
     fn none(&self) -> String {
+        if let Some(field) = self.fields.iter().find(|field| self.most(field.chats)) {
+            return format!(
+                "the conversations in `{}` have no message of the assistant, and no other field contains it",
+                field.name
+            );
+        }
         let names = self.fields.iter().take(NAMED);
         let names: Vec<String> = names.map(|field| format!("`{}`", field.name)).collect();
         match self.fields.len() {
@@ -301,7 +396,8 @@ impl Fields {
 }
 
 fn prompted(prompt: &str, input: Option<&str>, answer: &str) -> Shape {
-    let prompt_template = match (prompt, input, answer) {
+    let [of_prompt, of_answer] = [prompt, answer].map(str::to_ascii_lowercase);
+    let prompt_template = match (&*of_prompt, input, &*of_answer) {
         (_, Some(input), _) => format!("{{{prompt}}}{{?{input}}}\n\n{{{input}}}{{/}}\n"),
         // Such records are split where they are because nothing belongs between both parts.
         ("prompt", None, "completion" | "canonical_solution") => format!("{{{prompt}}}"),
@@ -311,6 +407,16 @@ fn prompted(prompt: &str, input: Option<&str>, answer: &str) -> Shape {
         prompt_template,
         text_template: format!("{{{answer}}}"),
     }
+}
+
+/// Whether one of the turns is the assistant's.
+fn is_answered(value: &Value) -> bool {
+    let speaker = |turn: &Value| {
+        let speaker = turn.get("from").or_else(|| turn.get("role"))?.as_str()?;
+        Some(is_assistant(speaker))
+    };
+    let turns = value.as_array();
+    turns.is_some_and(|turns| turns.iter().any(|turn| speaker(turn) == Some(true)))
 }
 
 /// Whether a value is a list of turns, with a role and a content each.
@@ -324,122 +430,4 @@ fn is_chat(value: &Value) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn shape(records: &[Value]) -> Result<Shape, String> {
-        let mut fields = Fields::default();
-        for record in records {
-            fields.add(record.as_object().unwrap());
-        }
-        fields.shape()
-    }
-
-    fn templates(record: Value) -> (String, String) {
-        match shape(&[record]).unwrap() {
-            Shape::Prompt {
-                prompt_template,
-                text_template,
-            } => (prompt_template, text_template),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_text_is_found_by_its_name_or_as_the_only_one() {
-        for (record, field) in [
-            (json!({ "text": "a", "meta": { "a": 1 } }), "text"),
-            (json!({ "title": "t", "content": "a" }), "content"),
-            (json!({ "title": "t", "content": "a", "text": "b" }), "text"),
-            (json!({ "id": "7", "poem": "a", "lines": 3 }), "poem"),
-        ] {
-            assert_eq!(shape(&[record]), Ok(Shape::Field(field.to_owned())));
-        }
-        let reason = shape(&[json!({ "left": "a", "right": "b", "n": 1 })]).unwrap_err();
-        assert_eq!(reason, "no text field: the fields are `left`, `right`, `n`");
-        let reason = shape(&[json!({ "n": 1 })]).unwrap_err();
-        assert_eq!(reason, "no text field: its only field is `n`");
-    }
-
-    #[test]
-    fn prompts_and_answers_become_templates() {
-        let of = |prompt: &str, text: &str| (prompt.to_owned(), text.to_owned());
-        for (record, expected) in [
-            (
-                json!({ "instruction": "a", "input": "b", "output": "c" }),
-                of("{instruction}{?input}\n\n{input}{/}\n", "{output}"),
-            ),
-            (
-                json!({ "instruction": "a", "context": "b", "response": "c", "category": "qa" }),
-                of("{instruction}{?context}\n\n{context}{/}\n", "{response}"),
-            ),
-            (
-                json!({ "instruction": "a", "input": "", "output": "c" }),
-                of("{instruction}\n", "{output}"),
-            ),
-            (
-                json!({ "question": "a", "answer": "b" }),
-                of("{question}\n", "{answer}"),
-            ),
-            (
-                json!({ "prompt": "a", "completion": "b" }),
-                of("{prompt}", "{completion}"),
-            ),
-            (
-                json!({ "prompt": "a", "chosen": "b", "rejected": "c" }),
-                of("{prompt}\n", "{chosen}"),
-            ),
-            (
-                json!({ "prompt": "a", "response": "b" }),
-                of("{prompt}\n", "{response}"),
-            ),
-            (
-                json!({ "input": "a", "output": "b" }),
-                of("{input}\n", "{output}"),
-            ),
-        ] {
-            assert_eq!(templates(record), expected);
-        }
-    }
-
-    #[test]
-    fn conversations_and_ids_are_recognized_by_their_form() {
-        let turns = json!([{ "role": "user", "content": "a" }]);
-        let sharegpt = json!([{ "from": "human", "value": "a" }, { "from": "gpt", "value": "b" }]);
-        for (record, field) in [
-            (json!({ "messages": turns, "text": "a" }), "messages"),
-            (
-                json!({ "id": "1", "conversations": sharegpt }),
-                "conversations",
-            ),
-            (json!({ "log": turns, "summary": "a" }), "log"),
-        ] {
-            assert_eq!(shape(&[record]), Ok(Shape::Messages(field.to_owned())));
-        }
-        // A list of other objects is no conversation.
-        assert!(shape(&[json!({ "messages": [{ "a": 1 }] })]).is_err());
-        let ids = |is_masked| Shape::Tokens {
-            field: "input_ids".to_owned(),
-            is_masked,
-        };
-        let record = json!({ "input_ids": [1, 2], "attention_mask": [1, 1] });
-        assert_eq!(shape(&[record]), Ok(ids(false)));
-        let record = json!({ "input_ids": [1, 2], "labels": [-100, 2] });
-        assert_eq!(shape(&[record]), Ok(ids(true)));
-        assert_eq!(shape(&[json!({ "input_ids": "[1, 2]" })]), Ok(ids(false)));
-    }
-
-    #[test]
-    fn most_records_decide() {
-        let good = json!({ "text": "a" });
-        let other = json!({ "body": "b" });
-        let expected = Ok(Shape::Field("text".to_owned()));
-        assert_eq!(
-            shape(&[good.clone(), other.clone(), good.clone()]),
-            expected
-        );
-        assert!(shape(&[good, other.clone(), json!({ "x": 1 })]).is_err());
-    }
-}
+mod tests;

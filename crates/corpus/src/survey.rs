@@ -25,6 +25,10 @@ pub(crate) struct Survey {
 /// Bytes of source files between two reports of progress.
 const REPORTED_EVERY: u64 = 1 << 20;
 
+/// What a domain with a single document lacks.
+pub(crate) const ONLY_ONE: &str = "has only one document, and validation needs another one (a file of records, such \
+                                   as .jsonl, holds many; see docs/corpora.md)";
+
 /// Reads the files of a group once, for all its domains.
 pub(crate) fn survey(
     options: &PrepareOptions,
@@ -213,8 +217,7 @@ impl<'a> Surveying<'a> {
                 quarantine: self.quarantine,
             });
         } else if self.documents == 1 {
-            "has only one document, and validation needs another one (a file of records, such as .jsonl, holds many; \
-             see docs/corpora.md)"
+            ONLY_ONE
         } else {
             "has no validation document: add files, or raise corpus.validation_fraction"
         };

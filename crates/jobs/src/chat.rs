@@ -32,6 +32,7 @@ pub(crate) fn of_domain(
     let tools = domain.tools_field.clone();
     Ok(Some(Chat {
         messages: messages.clone(),
+        completion: domain.completion_field.clone(),
         tools: tools.unwrap_or_else(|| "tools".to_owned()),
         template: Arc::clone(template.insert(opened)),
     }))

@@ -221,7 +221,7 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<Corpus> {
     for warning in &looked.warnings {
         found.line(warning);
     }
-    for problem in looked.problems {
+    for problem in looked.problems.into_iter().chain(looked.doubts) {
         found.problem(problem);
     }
     if found.problems() > before {

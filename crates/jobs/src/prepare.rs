@@ -234,7 +234,7 @@ fn make(
         }
         reporter.report(&meter.at(progress.bytes >> 10, progress.total_bytes >> 10));
     });
-    let reports = reports.map_err(advise)?;
+    let reports = reports.map_err(|error| sources::advise_for(options, error))?;
     for (domain, report) in options.domains.iter().zip(&reports) {
         if report.prepared && domain.chat.is_some() {
             let sample = ddk_corpus::sample(domain).map_err(advise)?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Error, Result, anyhow};
 use ddk_corpus::{
-    CorpusError, DomainSource, PrepareOptions, Stale, TokenizerFolder, sample, stale,
+    CorpusError, DomainSource, PrepareOptions, Stale, Template, TokenizerFolder, sample, stale,
 };
 
 use crate::hint::{exit, exit_code, render_line, usage, with_hint};
@@ -37,6 +37,49 @@ pub fn advise(error: CorpusError) -> anyhow::Error {
     }
 }
 
+/// Adds a hint to an error of preparing these domains, which know what the user has set.
+pub(crate) fn advise_for(options: &PrepareOptions, error: CorpusError) -> anyhow::Error {
+    let CorpusError::TooManyBad {
+        domain,
+        bad,
+        records,
+        worst,
+        fields,
+        ..
+    } = &error
+    else {
+        return advise(error);
+    };
+    let mut sources = options.domains.iter();
+    let source = sources.find(|source| source.name == *domain);
+    let file = worst.file.display();
+    // The field may be the wrong one if no record has it.
+    if bad == records && !fields.is_empty() || !source.is_some_and(is_set) {
+        return advise(error);
+    }
+    let hint = format!(
+        "fix or delete these records of {file} (`ddk check` names the first), or allow more with \
+         corpus.max_bad_fraction = {}",
+        allowed(*bad, *records)
+    );
+    with_hint(error, hint)
+}
+
+/// Whether the user has said where the text of a domain's records is.
+fn is_set(source: &DomainSource) -> bool {
+    let default = Template::field("text");
+    source.text != default
+        || source.prompt.is_some()
+        || source.chat.is_some()
+        || source.tokens.is_some()
+}
+
+/// Returns a round value of `corpus.max_bad_fraction` that allows this many unusable records.
+fn allowed(bad: u64, records: u64) -> f64 {
+    let share = bad as f64 / records.max(1) as f64;
+    ((share * 20.0).floor() + 1.0).min(20.0) / 20.0
+}
+
 /// Returns a hint for records that lack the configured field.
 pub fn fields_hint(domain: &str, fields: &[String]) -> String {
     let field = fields.last().map_or("text", String::as_str);
@@ -55,6 +98,8 @@ pub(crate) struct Looked {
     pub(crate) stale: Vec<(Stale, DomainSource)>,
     /// Why domains cannot be prepared.
     pub(crate) problems: Vec<Error>,
+    /// Domains that have more unusable records at their start than the whole may have.
+    pub(crate) doubts: Vec<Error>,
     /// Domains with some unusable records.
     pub(crate) warnings: Vec<String>,
 }
@@ -106,19 +151,28 @@ impl Looked {
             };
             self.problems.push(with_hint(anyhow!(problem), hint));
         } else if let Some(first) = &sample.first_bad {
-            let more = if bad as f64 > most * records as f64 {
-                format!("; more than corpus.max_bad_fraction = {most} of all records would stop it")
-            } else {
-                String::new()
-            };
-            self.warnings.push(format!(
-                "warning: domain `{}`: {bad} of the first {records} records cannot be used; the first is in {} at line \
-                 {}: {}{more}",
+            let what = format!(
+                "domain `{}`: {bad} of the first {records} records cannot be used; the first is in {} at line {}: {}",
                 source.name,
                 first.file.display(),
                 first.line,
                 first.reason
-            ));
+            );
+            if bad as f64 > most * records as f64 {
+                let what = format!(
+                    "{what}; more than corpus.max_bad_fraction = {most} of all records would stop `ddk prepare`"
+                );
+                let hint = format!(
+                    "fix or delete such records, or allow more with corpus.max_bad_fraction = {}",
+                    allowed(bad, records)
+                );
+                self.doubts.push(with_hint(anyhow!(what), hint));
+            } else {
+                self.warnings.push(format!("warning: {what}"));
+            }
+        }
+        if let Some(error) = sample.too_few(source) {
+            self.doubts.push(advise(error));
         }
     }
 
@@ -149,5 +203,17 @@ pub(crate) fn all(mut problems: Vec<Error>, title: &str) -> Result<()> {
                 Err(error)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suggested_fraction_allows_the_unusable_records() {
+        assert_eq!(allowed(1, 100), 0.05);
+        assert_eq!(allowed(5, 100), 0.1);
+        assert_eq!(allowed(100, 100), 1.0);
     }
 }

@@ -103,6 +103,10 @@ pub struct Domain {
     /// text_template and prompt_template.
     #[schemars(example = &"messages")]
     pub messages_field: Option<String>,
+    /// Field of a record that contains the messages which continue those of messages_field. With
+    /// objective.completion_only_loss, only the assistant's turns in this field are learned.
+    #[schemars(example = &"completion")]
+    pub completion_field: Option<String>,
     /// Field of a record that contains the descriptions of its tools, as a list or as JSON in a string. Applies to
     /// records with messages; those without tools need not have it. Default: `tools`.
     #[schemars(example = &"functions")]

@@ -139,6 +139,9 @@ impl Checker<'_> {
         }
         let alone = domain.tools_field.is_some() && domain.messages_field.is_none();
         self.refuse(alone, &tools, format!("is set without `{messages}`"));
+        let alone = domain.completion_field.is_some() && domain.messages_field.is_none();
+        let why = format!("is set without `{messages}`: for texts, use prompt_template");
+        self.refuse(alone, &key("completion_field"), why);
         let is_encoded =
             domain.tokens_field.is_some() || domain.format == Some(FileFormat::Megatron);
         let why = "is missing: name the folder of the tokenizer that made the ids";

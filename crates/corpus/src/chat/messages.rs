@@ -11,29 +11,30 @@ use crate::{quarantine::Unusable, template::value};
 pub(super) struct Conversation {
     /// In OpenAI's layout.
     pub(super) messages: Vec<Value>,
-    /// Positions of the assistant's messages.
+    /// Positions of the assistant's messages that are learned.
     pub(super) answers: Vec<usize>,
+    /// Number of messages at the start whose turns are not learned.
+    pub(super) prompt: usize,
     pub(super) context: Context,
 }
 
 impl Conversation {
     pub(super) fn of(record: &Json, chat: &Chat) -> Result<Self, Unusable> {
-        let Some(found) = value(record, &chat.messages) else {
-            let fields = record.as_object().into_iter().flat_map(Map::keys);
-            return Err(Unusable {
-                reason: format!("no field `{}`", chat.messages),
-                fields: fields.cloned().collect(),
-            });
-        };
-        Ok(Self::read(record, found, chat)?)
+        let prompt = list(record, &chat.messages)?;
+        let completion = chat.completion.as_deref();
+        let completion = completion.map(|field| list(record, field)).transpose()?;
+        Ok(Self::read(record, prompt, completion, chat)?)
     }
 
-    fn read(record: &Json, found: &Json, chat: &Chat) -> Result<Self, String> {
-        let field = &chat.messages;
-        let found = parsed(found).ok_or_else(|| format!("the field `{field}` is not JSON"))?;
-        let Json::Array(found) = found else {
-            return Err(format!("the field `{field}` is not a list of messages"));
-        };
+    /// `completion`: the messages that follow, if only their answers are learned.
+    fn read(
+        record: &Json,
+        mut found: Vec<Json>,
+        completion: Option<Vec<Json>>,
+        chat: &Chat,
+    ) -> Result<Self, String> {
+        let mut prompt = completion.as_ref().map_or(0, |_| found.len());
+        found.extend(completion.into_iter().flatten());
         let mut messages: Vec<Map<String, Json>> = Vec::with_capacity(found.len() + 1);
         for (number, message) in (1..).zip(&found) {
             let read = self::message(message, chat.template.reads_parts);
@@ -52,12 +53,14 @@ impl Conversation {
             && !system.is_empty()
         {
             messages.insert(0, with_content("system", json!(system)));
+            prompt += usize::from(chat.completion.is_some());
         }
         let is_answer = |(place, message): (usize, &Map<String, Json>)| {
-            (message["role"] == "assistant").then_some(place)
+            (place >= prompt && message["role"] == "assistant").then_some(place)
         };
         let answers: Vec<usize> = messages.iter().enumerate().filter_map(is_answer).collect();
         if answers.is_empty() {
+            let field = chat.completion.as_ref().unwrap_or(&chat.messages);
             return Err(format!("no message of `{field}` is the assistant's"));
         }
         let tools = match value(record, &chat.tools) {
@@ -69,11 +72,28 @@ impl Conversation {
         Ok(Self {
             messages: messages.iter().map(Value::from_serialize).collect(),
             answers,
+            prompt,
             context: Context {
                 tools: tools.map(Value::from_serialize),
                 arguments: arguments.cloned().unwrap_or_default(),
             },
         })
+    }
+}
+
+/// Returns the messages in a field of a record.
+fn list(record: &Json, field: &str) -> Result<Vec<Json>, Unusable> {
+    let Some(found) = value(record, field) else {
+        let fields = record.as_object().into_iter().flat_map(Map::keys);
+        return Err(Unusable {
+            reason: format!("no field `{field}`"),
+            fields: fields.cloned().collect(),
+        });
+    };
+    match parsed(found) {
+        Some(Json::Array(messages)) => Ok(messages),
+        Some(_) => Err(format!("the field `{field}` is not a list of messages").into()),
+        None => Err(format!("the field `{field}` is not JSON").into()),
     }
 }
 
@@ -179,13 +199,27 @@ fn read_arguments(call: &mut Json) {
     }
 }
 
+/// Whether a role of OpenAI's layout or a speaker of ShareGPT's is the assistant.
+pub(crate) fn is_assistant(speaker: &str) -> bool {
+    let names = [
+        "gpt",
+        "chatgpt",
+        "bing",
+        "bard",
+        "assistant",
+        "model",
+        "function_call",
+    ];
+    names.contains(&speaker)
+}
+
 fn of_sharegpt(speaker: &str, content: &str) -> Result<Map<String, Json>, String> {
     let role = match speaker {
+        "function_call" => return Ok(function_call(content)),
         "human" | "user" => "user",
-        "gpt" | "chatgpt" | "bing" | "bard" | "assistant" | "model" => "assistant",
+        _ if is_assistant(speaker) => "assistant",
         "system" => "system",
         "tool" | "function_response" | "observation" => "tool",
-        "function_call" => return Ok(function_call(content)),
         _ => return Err(format!("`from` is `{speaker}`, which is no known speaker")),
     };
     Ok(with_content(role, json!(content)))

@@ -25,6 +25,7 @@ fn open(folder: &Path) -> (TokenizerFolder, Chat) {
     let tokenizer = TokenizerFolder::open(folder, None).unwrap();
     let chat = Chat {
         messages: "messages".to_owned(),
+        completion: None,
         tools: "tools".to_owned(),
         template: Arc::new(ChatTemplate::open(&tokenizer).unwrap()),
     };
@@ -195,6 +196,58 @@ fn a_system_prompt_of_the_template_is_not_learned() {
     assert!(text.starts_with("<|im_start|>system\n"), "{text}");
     let learned: Vec<&str> = learned.into_iter().map(|range| &text[range]).collect();
     assert_eq!(learned, ["Hello.<|im_end|>"]);
+}
+
+#[test]
+fn only_turns_of_the_completion_are_learned() {
+    let list = |turns: &[[&str; 2]]| -> Json {
+        let turn = |[role, content]: &[&str; 2]| json!({ "role": role, "content": content });
+        turns.iter().map(turn).collect()
+    };
+    let prompt = [["user", "a"], ["assistant", "b"], ["user", "c"]];
+    let completion = [["assistant", "d"], ["user", "e"], ["assistant", "f"]];
+    let record = json!({
+        "prompt": list(&prompt),
+        "completion": list(&completion),
+        "messages": list(&[&prompt[..], &completion].concat()),
+    });
+    let marked = tempfile::tempdir().unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(folder("chatml").join(file), marked.path().join(file)).unwrap();
+    }
+    let file = marked.path().join("chat_template.jinja");
+    fs::copy(folder("chatml").join("marked.jinja"), file).unwrap();
+    for folder in [&*folder("chatml"), marked.path()] {
+        let (_, whole) = open(folder);
+        let both = Chat {
+            messages: "prompt".to_owned(),
+            completion: Some("completion".to_owned()),
+            ..whole.clone()
+        };
+        let parts = |chat: &Chat| match chat.document(&record).unwrap() {
+            Document::Conversation { text, learned, .. } => {
+                let learned = learned.into_iter().map(|range| text[range].to_owned());
+                (learned.collect::<Vec<_>>(), text)
+            }
+            other => panic!("{other:?}"),
+        };
+        let (learned, text) = parts(&both);
+        let (learned_of_all, same_text) = parts(&whole);
+        assert_eq!(text, same_text);
+        assert_eq!(learned, ["d<|im_end|>", "f<|im_end|>"]);
+        assert_eq!(
+            learned_of_all,
+            ["b<|im_end|>", "d<|im_end|>", "f<|im_end|>"]
+        );
+        // A prompt may have a turn of the assistant, and the completion none.
+        let record = json!({ "prompt": list(&prompt), "completion": list(&[["user", "e"]]) });
+        let reason = both.document(&record).unwrap_err().reason;
+        assert_eq!(reason, "no message of `completion` is the assistant's");
+        let missing = both
+            .document(&json!({ "prompt": list(&prompt) }))
+            .unwrap_err();
+        assert_eq!(missing.reason, "no field `completion`");
+    }
 }
 
 #[test]

@@ -34,7 +34,12 @@ pub(super) fn learned(
     let text = whole.text;
     let (mut learned, mut rewritten) = (Vec::new(), false);
     if let Some(marked) = whole.marked {
-        learned = marked;
+        // The marks of the prompt's turns come first.
+        let prompt = match conversation.prompt {
+            0 => 0,
+            count => render(count, false)?.marked.map_or(0, |marks| marks.len()),
+        };
+        learned = marked.into_iter().skip(prompt).collect();
     } else {
         for &place in &conversation.answers {
             let after = match place + 1 {
