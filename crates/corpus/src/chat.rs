@@ -18,7 +18,7 @@ use crate::{CorpusError, TokenizerFolder, document::Document, quarantine::Unusab
 use jinja::Rendered;
 use messages::Conversation;
 
-pub(crate) use messages::is_assistant;
+pub(crate) use messages::{is_assistant, is_speaker};
 
 /// The name of the template for conversations without tools, and of the one for those with tools.
 const DEFAULT: &str = "default";

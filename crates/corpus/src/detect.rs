@@ -330,7 +330,7 @@ fn look_at_records(file: &SourceFile) -> Result<Detected, CorpusError> {
     }
     detected.shape = match first_bad {
         _ if detected.records == 0 => Err("empty: it has no record".to_owned()),
-        Some(_) if detected.bad == detected.records && is_array(&file.path)? => {
+        Some(_) if 2 * detected.bad > detected.records && is_array(&file.path)? => {
             let reason = "a JSON array, not JSON Lines: name the file .json, or set format = \"json\" in its domain";
             Err(reason.to_owned())
         }

@@ -2,7 +2,10 @@
 
 use serde_json::{Map, Value};
 
-use crate::{chat::is_assistant, pretokenized::is_ids};
+use crate::{
+    chat::{is_assistant, is_speaker},
+    pretokenized::is_ids,
+};
 
 /// Maximum number of fields to count.
 const FIELDS: usize = 200;
@@ -199,6 +202,8 @@ struct Field {
     chats: u64,
     /// Conversations with a turn of the assistant.
     answered: u64,
+    /// These without a speaker that DDK does not know.
+    known: u64,
     ids: u64,
     /// Whether a list holds the label of masked tokens.
     has_masks: bool,
@@ -240,7 +245,9 @@ impl Fields {
             field.strings += u64::from(value.is_string());
             field.texts += u64::from(has_text && !is_list);
             field.chats += u64::from(is_chat(value));
-            field.answered += u64::from(is_chat(value) && is_answered(value));
+            let is_answered = is_chat(value) && is_answered(value);
+            field.answered += u64::from(is_answered);
+            field.known += u64::from(is_answered && is_known(value));
             let masks = |list: &Vec<Value>| list.iter().any(|label| label.as_i64() == Some(-100));
             field.has_masks |= value.as_array().is_some_and(masks);
         }
@@ -278,13 +285,13 @@ impl Fields {
                 let asked = filled(prompt_template, |field| field.strings);
                 asked.min(filled(text_template, |field| field.texts))
             }
-            Shape::Messages(name) => count(name, |field| field.answered),
+            Shape::Messages(name) => count(name, |field| field.known),
             Shape::Completion {
                 messages,
                 completion,
             } => {
                 let asked = count(messages, |field| field.chats);
-                asked.min(count(completion, |field| field.answered))
+                asked.min(count(completion, |field| field.known))
             }
             Shape::Tokens { field, .. } => count(field, |field| field.ids),
             Shape::Text | Shape::Megatron => self.records,
@@ -417,6 +424,13 @@ fn is_answered(value: &Value) -> bool {
     };
     let turns = value.as_array();
     turns.is_some_and(|turns| turns.iter().any(|turn| speaker(turn) == Some(true)))
+}
+
+/// Whether DDK knows the speakers of all turns in the layout of ShareGPT.
+fn is_known(value: &Value) -> bool {
+    let speaker = |turn: &Value| turn.get("from")?.as_str().map(is_speaker);
+    let mut turns = value.as_array().into_iter().flatten();
+    turns.all(|turn| speaker(turn) != Some(false))
 }
 
 /// Whether a value is a list of turns, with a role and a content each.

@@ -8,7 +8,8 @@ use std::fs;
 
 use common::{Place, data_files, sentence};
 use ddk_corpus::{
-    CorpusError, FileFormat, Quarantined, TEXT_EXTENSIONS, TEXT_NAMES, prepare, sample, stale,
+    CorpusError, FileFormat, Quarantined, Shape, TEXT_EXTENSIONS, TEXT_NAMES, detect, prepare,
+    sample, stale,
 };
 
 fn quarantine(place: &Place, domain: &str) -> Vec<Quarantined> {
@@ -212,4 +213,67 @@ fn the_documented_extensions_are_those_that_are_read() {
     known.sort_unstable();
     assert_eq!(documented, known);
     assert_eq!(listed("Names without an extension:"), TEXT_NAMES);
+}
+
+#[test]
+fn what_is_no_json_lines_file_is_named() {
+    let place = Place::new();
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n";
+    for name in ["a.jsonl", "a.parquet", "a.txt"] {
+        place.write(name, pointer);
+        let reason = detect(&place.path(name)).unwrap().shape.unwrap_err();
+        assert!(reason.contains("run `git lfs pull`"), "{name}: {reason}");
+    }
+    let problem = sample(&place.source("lfs", "a.jsonl")).unwrap();
+    let problem = problem.problem("lfs").unwrap();
+    assert!(problem.contains("run `git lfs pull`"), "{problem}");
+    place.write(
+        "array.jsonl",
+        b"[\n {\"text\": \"a\"},\n {\"text\": \"b\"}\n]\n",
+    );
+    let found = detect(&place.path("array.jsonl")).unwrap();
+    let reason = found.shape.unwrap_err();
+    assert!(
+        reason.starts_with("a JSON array, not JSON Lines"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_look_at_a_file_counts_the_unusable_records_that_preparation_finds() {
+    let place = Place::new();
+    let mut lines = "{\"text\": \"a\"}\n".repeat(10);
+    lines.push_str("{\"text\": \" \"}\n{\"text\": null}\n{\"other\": \"a\"}\nno json\n");
+    place.write("some.jsonl", lines.as_bytes());
+    let found = detect(&place.path("some.jsonl")).unwrap();
+    assert_eq!(found.shape, Ok(Shape::Field("text".to_owned())));
+    assert_eq!((found.records, found.bad), (14, 4));
+    let source = place.source("some", "some.jsonl");
+    let read = sample(&source).unwrap();
+    assert_eq!((read.records, read.bad), (14, 4));
+    assert!(read.whole && read.too_few(&source).is_none());
+    place.write("one.jsonl", b"{\"text\": \"a\"}\n");
+    let source = place.source("one", "one.jsonl");
+    let error = sample(&source).unwrap().too_few(&source).unwrap();
+    let prepared = place.prepare(&place.options(vec![source])).unwrap_err();
+    for error in [error, prepared] {
+        assert!(matches!(error, CorpusError::TooLittle { .. }), "{error}");
+    }
+}
+
+#[test]
+fn answers_that_are_not_learned_are_named() {
+    let place = Place::new();
+    let turn = |role: &str| serde_json::json!([{ "role": role, "content": "a" }]);
+    let record = serde_json::json!({
+        "prompt": turn("user"), "chosen": turn("assistant"), "rejected": turn("assistant"),
+    });
+    place.write("pairs.jsonl", format!("{record}\n").as_bytes());
+    let found = detect(&place.path("pairs.jsonl")).unwrap();
+    let shape = Shape::Completion {
+        messages: "prompt".to_owned(),
+        completion: "chosen".to_owned(),
+    };
+    assert_eq!(found.shape, Ok(shape));
+    assert_eq!((found.ignored(), found.bad), (Some("rejected"), 0));
 }

@@ -213,6 +213,11 @@ pub(crate) fn is_assistant(speaker: &str) -> bool {
     names.contains(&speaker)
 }
 
+/// Whether DDK knows a speaker of ShareGPT's layout.
+pub(crate) fn is_speaker(speaker: &str) -> bool {
+    of_sharegpt(speaker, "").is_ok()
+}
+
 fn of_sharegpt(speaker: &str, content: &str) -> Result<Map<String, Json>, String> {
     let role = match speaker {
         "function_call" => return Ok(function_call(content)),

@@ -153,6 +153,13 @@ fn records_that_a_shape_cannot_use_are_counted() {
             json!({ "messages": turns }),
             vec![json!({ "messages": [turns[0]] }), json!({ "messages": [] })],
         ),
+        (
+            json!({ "messages": turns }),
+            vec![
+                json!({ "messages": [{ "from": "moderator", "value": "a" }, { "from": "gpt", "value": "b" }] }),
+                json!({ "messages": null }),
+            ],
+        ),
     ] {
         let mut fields = Fields::default();
         let records = [&[good.clone(), good.clone(), good][..], &bad].concat();
