@@ -82,7 +82,7 @@ fn of_file(file: &Detected) -> String {
 
 /// Names the answers that a model must not learn.
 fn ignored(file: &Detected) -> String {
-    let name = |field| format!("; `{field}` is ignored");
+    let name = |field: &str| format!("; `{field}` is ignored");
     file.ignored().map(name).unwrap_or_default()
 }
 
