@@ -1,6 +1,7 @@
 //! The tools that `make` calls, tested as far as possible without changing this machine.
 
 use std::{
+    ffi::OsStr,
     fs,
     os::unix::fs::{PermissionsExt, symlink},
     path::Path,
@@ -9,13 +10,15 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::world::stderr;
+use crate::world::{World, stderr};
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
 
 fn test_tools(skip: &str, programs: Option<&Path>) -> Output {
     let mut command = Command::new("bash");
-    command
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/test-tools"))
-        .arg(skip);
+    command.arg(repository().join("tools/test-tools")).arg(skip);
     if let Some(programs) = programs {
         command.env("PATH", programs);
     }
@@ -79,4 +82,74 @@ fn what_is_missing_is_told_in_one_line_and_not_installed_by_a_user() {
     );
     let output = test_tools("prometheus,browser,torchrun", Some(folder.path()));
     assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn every_world_is_a_configuration() {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(repository().join("worlds")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension() != Some(OsStr::new("toml")) {
+            continue;
+        }
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        // The same files as in worlds/run.
+        let base = if name.starts_with("smollm2") {
+            "worlds/smollm2.toml"
+        } else {
+            "config/compare-demo.toml"
+        };
+        let output = World::empty()
+            .command(&["config", "show", base, path.to_str().unwrap()])
+            .current_dir(repository())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{name}: {}", stderr(&output));
+        let shown = String::from_utf8(output.stdout).unwrap();
+        let run = if name == "smollm2" {
+            "smollm2-14"
+        } else {
+            name.as_str()
+        };
+        assert!(
+            shown.contains(&format!("name = \"world-{run}\"\n")),
+            "{shown}"
+        );
+        names.push(name);
+    }
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "demo",
+            "one-large",
+            "small-repeated",
+            "smollm2",
+            "smollm2-8",
+            "uneven"
+        ]
+    );
+}
+
+#[test]
+fn the_page_of_results_is_current() {
+    let mut command = Command::new(repository().join("worlds/report"));
+    let output = command.arg("--check").output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn the_report_of_the_worlds_claims_only_what_the_protocol_allows() {
+    let ddk = World::empty().command(&[]);
+    let output = Command::new("python3")
+        .arg(repository().join("tests/worlds/report.py"))
+        .arg(ddk.get_program())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("Ran 4 tests"),
+        "{}",
+        stderr(&output)
+    );
 }

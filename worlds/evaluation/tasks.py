@@ -70,6 +70,8 @@ def cloze(texts):
         # The closest in length; equals in an order by hash.
         nearest = sorted(others, key=lambda line: (abs(len(line) - len(stripped)), order(context, line)))
         choices = [stripped, *nearest[: CHOICES - 1]]
+        if len(choices) < CHOICES:
+            raise SystemExit(f"tasks.py: {len(choices)} different answers in a domain, expected at least {CHOICES}")
         choices.sort(key=lambda line: order(line, context))
         yield {
             "context": context,

@@ -44,7 +44,12 @@ pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Resu
     // Report unusable files before hours of training.
     let imported = import(&args.import_scores)?;
     same_inputs(&plan)?;
-    models(&args.config, &plan.base, signals)?;
+    let mut base = plan.base.clone();
+    if plan.student.is_some() {
+        // Each seed's own student is made before its runs.
+        base.student.model = None;
+    }
+    models(&args.config, &base, signals)?;
     train_all(&plan, signals)?;
     let comparison = read(&plan, imported)?;
     let folder = args.out.clone().unwrap_or_else(|| plan.folder.clone());
