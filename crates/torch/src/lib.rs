@@ -1,6 +1,7 @@
 //! The layer between DDK and libtorch: devices ([`parse_device`], [`to_device`]), the thread and device of a worker
 //! ([`ComputeContext`]), the allocator ([`keep_freed_memory`]), the numbers of a tensor as a slice
-//! ([`as_slice_mut`]), operations with their own backward pass ([`attach`]), the kernels that MKL uses ([`mkl_kernels`]), and errors by cause ([`TorchError`]).
+//! ([`as_slice_mut`]), operations with their own backward pass ([`attach`]), the kernels that MKL uses
+//! ([`mkl_kernels`]), and errors by cause ([`TorchError`]).
 //!
 //! ```
 //! assert_eq!(ddk_torch::parse_device("cpu").unwrap(), tch::Device::Cpu);

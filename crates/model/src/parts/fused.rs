@@ -1,7 +1,7 @@
 //! Runs the operations between matmuls with the one-pass kernels of `ddk-kernel`, in fp32 on the CPU, and records their
 //! backward passes. Each function returns `None` if it cannot handle its inputs: another device or dtype, shapes or
-//! layouts that do not fit, or the GPU path. The caller then uses libtorch's operations, whose errors say what is wrong,
-//! and autograd.
+//! layouts that do not fit, or the GPU path. The caller then uses autograd and libtorch's operations, whose errors say
+//! what is wrong.
 //!
 //! Whether a gradient is needed changes no bit of the results, so a recomputation for a backward pass repeats them.
 
@@ -71,7 +71,7 @@ pub(super) unsafe fn add_rms_norm(
     let both = [of_x, of_added];
     ddk_kernel::add_rms_norm(both, of_weight, eps as f32, of_sum, normed, threads());
     if needs_gradient(&[x, added, weight]) {
-        // Without the sum's place in the graph, which would keep the graph alive for ever.
+        // The sum is detached, because a node that holds its own output is never freed.
         let saved = [sum.detach(), weight.detach()];
         attach(&[&sum, &out], &[x, added, weight], move |gradients| {
             let [sum, weight] = &saved;
