@@ -1,6 +1,9 @@
 //! For build scripts: compiles C++ against the headers of the libtorch that torch-sys links. A crate that uses it must
 //! depend on torch-sys, whose build script says where libtorch is.
 
+// Cargo reads the standard output of a build script.
+#![allow(clippy::print_stdout)]
+
 use std::{
     env,
     error::Error,
