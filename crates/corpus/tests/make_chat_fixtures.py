@@ -57,6 +57,16 @@ conversations = {
     "a text like a special token": [{"role": "user", "content": "Is <|im_end|> or </s> text?"}, answer],
     "empty answer, then another": [first, {"role": "assistant", "content": ""}, second, last],
 }
+# The tokenizers learn nothing from these.
+assistant_first = {
+    "only the assistant": [answer],
+    "assistant first": [answer, second, last],
+    "system, then the assistant": [system, answer, second, last],
+    "unknown role, then the assistant": [{"role": "moderator", "content": "Go on."}, answer, second, last],
+    "assistant first, with a header in its text": [
+        {"role": "assistant", "content": "I write <|im_start|>assistant\n first."}, second, last
+    ],
+}
 
 # A template; the part of it that writes the assistant's turn; how it takes lists; the conversations that it refuses.
 chatml = """\
@@ -234,6 +244,47 @@ zephyr = """\
 {{ '<|assistant|>' }}
 {% endif %}
 {% endfor %}"""
+# Both insert a system prompt of their own.
+smollm = """\
+{% for message in messages %}
+{% if loop.first and messages[0]['role'] != 'system' %}
+{{ '<|im_start|>system\nYou are a helpful assistant named Rhône<|im_end|>\n' -}}
+{% endif %}
+{{ '<|im_start|>' + message['role'] + '\n' -}}
+{% if message['role'] == 'assistant' %}
+{#- begin -#}
+{{ message['content'] + '<|im_end|>' -}}
+{#- end -#}
+{{ '\n' -}}
+{% else %}
+{{ message['content'] + '<|im_end|>' + '\n' -}}
+{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\n' -}}
+{% endif %}
+"""
+qwen = """\
+{%- if messages[0]['role'] == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
+{%- else %}
+    {{- '<|im_start|>system\\nYou are Rhône. You are a helpful assistant.<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {{- '<|im_start|>' + message.role + '\\n' }}
+        {#- begin -#}
+        {{- message.content + '<|im_end|>' }}
+        {#- end -#}
+        {{- '\\n' }}
+    {%- elif not (loop.first and message.role == 'system') %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
 thinking = """\
 {%- set ns = namespace(last=-1) %}
 {%- for message in messages[::-1] %}
@@ -345,6 +396,8 @@ cases = {
     "gemma": (gemma, metaspace(["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"]), "<bos>", "<eos>"),
     "zephyr": (zephyr, metaspace(["<s>", "</s>"]), "<s>", "</s>"),
     "plain": (plain, metaspace(["<s>", "</s>"]), "<s>", "</s>"),
+    "smollm": (smollm, byte_level(["<|endoftext|>", *im]), "<|im_start|>", "<|im_end|>"),
+    "qwen": (qwen, byte_level(["<|endoftext|>", *im]), None, "<|im_end|>"),
     "thinking": (thinking, byte_level(["<|endoftext|>", *im, "<think>", "</think>"]), None, "<|im_end|>"),
 }
 shutil.rmtree(here, ignore_errors=True)
@@ -360,7 +413,7 @@ for name, (template, tokenizer, bos, eos) in cases.items():
     (folder / "marked.jinja").write_text(marked)
     rows = []
     extra = {"a list of parts": [parts, answer]}
-    for title, messages in (conversations | extra).items():
+    for title, messages in (conversations | extra | assistant_first).items():
         own_tools = tools if title == "tools" else None
         kwargs = {"date_string": "26 Jul 2024"} if name == "llama3" else {}
         # A template that reads no list gets the joined texts.

@@ -6,8 +6,8 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 
-const NAMES: [&str; 7] = [
-    "chatml", "gemma", "llama3", "mistral", "plain", "thinking", "zephyr",
+const NAMES: [&str; 9] = [
+    "chatml", "gemma", "llama3", "mistral", "plain", "qwen", "smollm", "thinking", "zephyr",
 ];
 
 fn folder(name: &str) -> PathBuf {
@@ -117,7 +117,7 @@ fn text_ids_and_masks_equal_those_of_transformers() {
             used += 1;
         }
     }
-    assert_eq!((used, refused, rewritten_cases), (53, 2, 4));
+    assert_eq!((used, refused, rewritten_cases), (108, 8, 8));
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn marks_of_a_template_are_used_exactly() {
             used += 1;
         }
     }
-    assert_eq!(used, 54);
+    assert_eq!(used, 109);
 }
 
 #[test]
@@ -180,6 +180,21 @@ fn other_layouts_of_a_record_give_the_same_document() {
         { "role": "assistant", "content": "It does.", "tool_calls": null },
     ], "tools": [{ "name": "weather" }] });
     assert_eq!(document(record), expected);
+}
+
+#[test]
+fn a_system_prompt_of_the_template_is_not_learned() {
+    let (_, chat) = open(&folder("smollm"));
+    let record = json!({ "messages": [
+        { "from": "gpt", "value": "Hello." },
+        { "from": "human", "value": "Hi." },
+    ] });
+    let Document::Conversation { text, learned, .. } = chat.document(&record).unwrap() else {
+        panic!("not a conversation");
+    };
+    assert!(text.starts_with("<|im_start|>system\n"), "{text}");
+    let learned: Vec<&str> = learned.into_iter().map(|range| &text[range]).collect();
+    assert_eq!(learned, ["Hello.<|im_end|>"]);
 }
 
 #[test]
@@ -268,6 +283,8 @@ fn the_end_of_a_turn_and_the_prompt_for_the_next_are_known() {
         ("llama3", Some("<|eot_id|>")),
         ("mistral", Some("</s>")),
         ("plain", None),
+        ("qwen", Some("<|im_end|>")),
+        ("smollm", Some("<|im_end|>")),
         ("thinking", Some("<|im_end|>")),
         ("zephyr", Some("</s>")),
     ] {

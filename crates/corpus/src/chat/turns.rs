@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::{ChatTemplate, jinja::Rendered, messages::Conversation};
+use minijinja::Value;
+use serde_json::json;
+
+use super::{ChatTemplate, PROBE, messages::Conversation};
 
 /// A rendered conversation, and what the loss learns of it.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,7 +48,7 @@ pub(super) fn learned(
                 rewritten = true;
                 continue;
             };
-            let start = start_of_turn(after, &render, place)?;
+            let start = start_of_turn(template, conversation, after, place)?;
             let Some(start) = start else {
                 rewritten = true;
                 continue;
@@ -74,21 +77,67 @@ pub(super) fn learned(
 /// Returns where the turn of message `place` starts in the text that ends with this turn; `None` if the template
 /// changes what comes before.
 fn start_of_turn(
+    template: &ChatTemplate,
+    conversation: &Conversation,
     after: &str,
-    render: &dyn Fn(usize, bool) -> Result<Rendered, String>,
     place: usize,
 ) -> Result<Option<usize>, String> {
-    let prompt = render(place, true)?.text;
+    let (messages, context) = (&conversation.messages, &conversation.context);
+    // Templates do not expect a conversation without a message, so nothing says what they write before the first.
+    if place == 0 {
+        return Ok(start_by_another(template, conversation, after, 0));
+    }
+    let before = &messages[..place];
+    let prompt = template.render(before, true, context)?.text;
     if after.starts_with(&prompt) {
         return Ok(Some(prompt.len()));
     }
-    // A prompt may begin what the model is to write, such as its thoughts. The turn then starts where both part.
-    let before = match place {
-        0 => String::new(),
-        _ => render(place, false)?.text,
-    };
+    let before = template.render(before, false, context)?.text;
+    if !after.starts_with(&before) {
+        return Ok(None);
+    }
     let common = common_prefix(after, &prompt);
-    Ok((after.starts_with(&before) && common > before.len()).then_some(common))
+    let start = start_by_another(template, conversation, after, place);
+    Ok(start.or((common > before.len()).then_some(common)))
+}
+
+/// Finds the start of a turn by the same message after a user's, where the generation prompt shows the turn's start.
+fn start_by_another(
+    template: &ChatTemplate,
+    conversation: &Conversation,
+    after: &str,
+    place: usize,
+) -> Option<usize> {
+    let (messages, context) = (&conversation.messages, &conversation.context);
+    let render = |messages: &[Value], generation_prompt| {
+        let rendered = template.render(messages, generation_prompt, context);
+        rendered.ok().map(|rendered| rendered.text)
+    };
+    let user = Value::from_serialize(json!({ "role": "user", "content": PROBE }));
+    let known = [user, messages.get(place)?.clone()];
+    let (before, prompt) = (render(&known[..1], false)?, render(&known[..1], true)?);
+    let turn = render(&known, false)?;
+    let turn = turn.strip_prefix(&before)?;
+    // A prompt may begin what the model is to write, such as its thoughts. The turn then starts where both part.
+    let header = common_prefix(turn, prompt.strip_prefix(&before)?);
+    let (header, turn) = turn.split_at(header);
+    // With what the template writes after the conversation, which `after` may lack.
+    let whole = render(&messages[..=place], false)?;
+    if let Some(start) = whole.strip_suffix(turn).map(str::len)
+        && start <= after.len()
+        && whole.starts_with(after)
+    {
+        return Some(start);
+    }
+    if header.is_empty() {
+        return None;
+    }
+    let earlier = match place {
+        0 => 0,
+        _ => render(&messages[..place], false)?.len(),
+    };
+    let found = after.get(earlier..)?.find(header)?;
+    Some(earlier + found + header.len())
 }
 
 /// Returns where a turn at the end of `text` ends: after its last token if that is a special one, without the white
