@@ -62,7 +62,7 @@ assistant_first = {
     "only the assistant": [answer],
     "assistant first": [answer, second, last],
     "system, then the assistant": [system, answer, second, last],
-    "unknown role, then the assistant": [{"role": "moderator", "content": "Go on."}, answer, second, last],
+    "unknown role, then the assistant": [{"role": "moderator", "content": "Next, please."}, answer, second, last],
     "assistant first, with a header in its text": [
         {"role": "assistant", "content": "I write <|im_start|>assistant\n first."}, second, last
     ],
