@@ -4,7 +4,7 @@ use std::{io::Write, path::PathBuf, sync::LazyLock};
 
 use clap::{
     ArgGroup, Args, CommandFactory, Parser, Subcommand,
-    error::{ContextKind, ContextValue},
+    error::{ContextKind, ContextValue, ErrorKind},
 };
 use ddk_jobs::args::{
     Bench, Check, Compare, ConfigArgs, Demo, Eval, Export, Label, Prepare, Pretrain, Report,
@@ -122,7 +122,7 @@ pub enum Command {
     /// Show the settings in use, or their schema
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Replace the earlier names of keys in a configuration file
+    /// Rename outdated keys in a configuration file
     ///
     /// Prints the changes as a diff. Comments, order and all other values stay. Converts the values whose meaning
     /// changed with their key.
@@ -377,12 +377,42 @@ fn takes_settings() -> bool {
     })
 }
 
+/// Returns how to name a model that stands where `ddk generate` takes no argument.
+fn model_hint(error: &clap::Error, folder: &str) -> Option<String> {
+    let given: Vec<String> = std::env::args().skip(1).collect();
+    let is_generate = given.first().is_some_and(|command| command == "generate");
+    let is_named = given
+        .iter()
+        .any(|word| word.starts_with("--model") || word.starts_with("--config"));
+    let is_folder = error.kind() == ErrorKind::UnknownArgument && !folder.starts_with('-');
+    let is_model = is_generate && is_folder && !is_named;
+    is_model.then(|| format!("name the model with an option: --model {folder}"))
+}
+
+/// Returns the command line with the configuration in its place.
+fn config_hint() -> String {
+    let given: Vec<String> = std::env::args().skip(1).collect();
+    let at = given.iter().position(|word| word.starts_with("--config"));
+    let file = at.and_then(|at| match given[at].split_once('=') {
+        Some((_, file)) => Some(file),
+        None => given.get(at + 1).map(String::as_str),
+    });
+    let command = given.first().map_or("train", String::as_str);
+    let file = file.unwrap_or("my.toml");
+    format!("the configuration is positional: ddk {command} {file}")
+}
+
 /// Returns what to do instead of an unknown option: many trainers have `--resume`, and an option for each setting.
 fn hint(error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else {
         return None;
     };
-    let name = option.strip_prefix("--")?;
+    let Some(name) = option.strip_prefix("--") else {
+        return model_hint(error, option);
+    };
+    if name == "config" && takes_settings() {
+        return Some(config_hint());
+    }
     if name == "resume" || name == "resume-from-checkpoint" {
         let hint = "`ddk train` resumes by itself: repeat the command that started the run";
         return Some(hint.to_owned());

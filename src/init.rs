@@ -136,6 +136,12 @@ fn render(
         ""
     };
     let shrink = student.command(args);
+    let pruned = if student.shrunk_to.is_some() {
+        "# The gaps of a pruned student are very large at first. The policy ddk may then hold the mixture at its\n\
+         # limits; policy = \"excess\" does not. Or train 500 steps with method = \"kd\" first: docs/recipes.md\n"
+    } else {
+        ""
+    };
     let shrink = shrink.map(|command| {
         format!("# `{command}` makes it from the teacher. To use another model, set its folder or name.\n")
     });
@@ -169,7 +175,7 @@ fn render(
          micro_batch_size = 4      # sequences at a time; fewer need less memory\n\n\
          [optimizer]\nlr = {peak}                 # the peak, {reason}: docs/recipes.md\n\n\
          [lr_scheduler]\nwarmup_steps = 100\nmin_lr = {end}             # at the end of a cosine\n\n\
-         [mixture]\nalpha = 0.5               # 0: all domains equal; 1: no floor\n\
+         [mixture]\n{pruned}alpha = 0.5               # 0: all domains equal; 1: no floor\n\
          interval = 500            # steps between updates of the mixture\n\n\
          [objective]\ngamma = 0.2               # loss = CE + gamma KL(teacher, student)\n{completions}\n\
          [checkpoint]\ninterval = 500            # steps\n\n\

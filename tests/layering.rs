@@ -10,7 +10,7 @@ use std::{
 
 /// Crates in layers. A crate may depend only on crates in earlier layers.
 const LAYERS: &[&[&str]] = &[
-    &["ddk-files", "ddk-order", "ddk-serving"],
+    &["ddk-cpp", "ddk-files", "ddk-order", "ddk-serving"],
     &[
         "ddk-kernel",
         "ddk-torch",

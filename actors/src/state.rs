@@ -243,7 +243,10 @@ pub struct Totals {
     pub student_flops: f64,
     /// Floating-point operations of all evaluations, including the teacher's.
     pub evaluation_flops: f64,
-    /// Floating-point operations of the evaluations that decide mixtures.
+    /// The part of `evaluation_flops` that evaluated the teacher.
+    #[serde(default)]
+    pub teacher_evaluation_flops: f64,
+    /// Floating-point operations of the evaluations that decide mixtures, including the teacher's.
     pub mixture_flops: f64,
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
-use ddk_jobs::{hint::Hint, hub};
+use ddk_jobs::{hint::Hint, hub, planned};
 use ddk_model::ModelConfig;
 
 use crate::cli;
@@ -44,7 +44,7 @@ impl Student {
         let kept = layers.div_ceil(2);
         let name = super::domain_name(&hub::short_name(&args.teacher));
         Ok(Self {
-            model: format!("models/{name}-{kept}-layers").into(),
+            model: planned::folder(&name, kept),
             config: teacher.with_layers(&(0..kept).collect::<Vec<_>>())?,
             tokenizer: folder,
             shrunk_to: Some(kept),

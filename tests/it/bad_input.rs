@@ -301,12 +301,14 @@ fn a_folder_that_holds_another_run_is_not_touched() {
     let world = World::new();
     world.succeed(&["train", "config.toml", "--set", "run.max_steps=4"]);
     let before = world.trajectory();
-    let said = world.fail(2, &["train", "config.toml", "--set", "run.max_steps=3"]);
+    let changed = ["--set", "run.max_steps=3", "--set", "optimizer.beta1=0.5"];
+    let said = world.fail(2, &[&["train", "config.toml"], &changed[..]].concat());
     says(
         &said,
         &[
             "runs/small contains a different run",
             "`run.max_steps` was 4 and is now 3",
+            "`optimizer.beta1` was 0.9 and is now 0.5",
             "--fork NAME --set run.max_steps=8",
             "choose another run.name",
         ],
@@ -382,6 +384,7 @@ fn a_port_in_use_is_named_and_stops_the_run_only_where_it_must() {
             "warning: the port of",
             &taken.local_addr().unwrap().to_string(),
             "continuing without the live page and metrics",
+            "is not this run",
         ],
     );
 }

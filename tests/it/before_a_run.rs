@@ -201,6 +201,31 @@ fn init_writes_thread_settings_that_suit_the_machine() {
     assert!(!said.contains("of this machine's"), "{said}");
 }
 
+/// A path in a folder for models is a path, even if there is no such folder.
+#[test]
+fn a_missing_model_in_a_folder_for_models_is_not_looked_for_on_the_hub() {
+    let world = World::empty();
+    let init = ["init", "--teacher", "models/missing", "--data", "text"];
+    let said = world.fail(2, &init);
+    assert!(said.contains("models/missing"), "{said}");
+    assert!(
+        !said.contains("Hub at") && !said.contains("again in"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_run_that_ends_before_its_first_update_is_warned_about() {
+    let world = World::new();
+    let warning = "the run ends before the first update of the mixture";
+    for (steps, is_short) in [("4", true), ("5", false)] {
+        let limit = format!("run.max_steps={steps}");
+        let (ready, said) = check(&world, &["--set", &limit]);
+        assert!(ready, "{said}");
+        assert_eq!(said.contains(warning), is_short, "{said}");
+    }
+}
+
 /// Without a student, the commands that `ddk init` prints make one from the teacher.
 #[test]
 fn init_without_a_student_plans_one_that_shrink_makes() {
@@ -214,7 +239,18 @@ fn init_without_a_student_plans_one_that_shrink_makes() {
         said.contains("next: ddk shrink my.toml --layers 1, then ddk check my.toml"),
         "{said}"
     );
+    let config = fs::read_to_string(world.path().join("my.toml")).unwrap();
+    assert!(config.contains("policy = \"excess\""), "{config}");
     let small = ["--set", "corpus.sequence_length=32"];
+    // Until then, one problem says what to do.
+    let output = world.run(&["check", "my.toml"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    let advice = "ddk shrink my.toml --layers 1`";
+    let problem = "the student models/teacher-1-layers does not exist yet";
+    assert_eq!(said.matches("PROBLEM").count(), 1, "{said}");
+    assert!(said.contains(problem) && said.contains(advice), "{said}");
+    let said = world.fail(2, &["train", "my.toml"]);
+    assert!(said.contains(problem) && said.contains(advice), "{said}");
     let shrink = ["shrink", "my.toml", "--layers", "1"];
     world.succeed(&[&shrink[..], &small].concat());
     assert!(
@@ -285,6 +321,15 @@ fn options_of_other_trainers_are_answered_with_what_to_do() {
             &["train", "a.toml", "--lr=1e-4"],
             "--set optimizer.lr=VALUE",
         ),
+        (
+            &["train", "--config", "a.toml"],
+            "the configuration is positional: ddk train a.toml",
+        ),
+        (
+            &["check", "--config=a.toml"],
+            "the configuration is positional: ddk check a.toml",
+        ),
+        (&["generate", "models/student"], "--model models/student"),
     ] {
         let said = world.fail(2, arguments);
         assert!(

@@ -18,10 +18,26 @@ fn a_run_goes_on_from_a_checkpoint_of_choice() {
         "{said}"
     );
     let output = world.succeed(&["train", "config.toml", "--resume-from", "6"]);
+    let said = stderr(&output);
+    assert!(said.contains("resuming from step 6 "), "{said}");
+    // The first evaluation of this process is compared with that of an earlier one.
+    let mut lines = said.lines();
+    let evaluation = lines.find(|line| line.starts_with("evaluation after step 8: mean gap "));
+    let evaluation = evaluation.unwrap_or_else(|| panic!("no evaluation in: {said}"));
+    let mixtures = world.lines("mixture.jsonl");
+    let gap_at = |step: u64| {
+        let line = mixtures
+            .iter()
+            .find(|line| line["evaluated_at_step"].as_u64() == Some(step));
+        let gaps = line.unwrap()["gap"].as_object().unwrap().values();
+        let gaps: Vec<f64> = gaps.map(|gap| gap.as_f64().unwrap()).collect();
+        gaps.iter().sum::<f64>() / gaps.len() as f64
+    };
+    let [start, before, now] = [0, 4, 8].map(gap_at);
+    let expected = format!("mean gap {before:.3} → {now:.3} (start {start:.3})");
     assert!(
-        stderr(&output).contains("resuming from step 6 "),
-        "{}",
-        stderr(&output)
+        evaluation.contains(&expected),
+        "{expected} is not in {evaluation}"
     );
     assert!(
         world

@@ -38,6 +38,11 @@ fn two_methods_and_two_seeds_become_a_table_and_a_second_call_skips_all() {
     );
     assert!(said.contains("[4/4] ddk, seed 1, about "), "{said}");
     let compared = json(&world, "runs/small/compare.json");
+    // Only the first run evaluates the teacher, which is no cost of its method.
+    let first = json(&world, "runs/small/kd/seed-0/summary.json");
+    assert!(first["teacher_evaluation_flops"].as_f64().unwrap() > 0.0);
+    let costs = &compared["groups"][0]["methods"][0]["evaluation_flops"]["values"];
+    assert_eq!(costs[0], costs[1]);
     assert_eq!(compared["seeds"], serde_json::json!([0, 1]));
     for method in compared["groups"][0]["methods"].as_array().unwrap() {
         let name = method["method"].as_str().unwrap();

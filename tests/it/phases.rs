@@ -255,12 +255,22 @@ fn a_run_on_a_terminal_ends_with_its_table_and_what_to_do_next() {
         "; weights ",
         "report: runs/small/report.html",
         "next: ddk generate --model runs/small/student --prompt ",
-        "ddk eval config.toml --model runs/small/student",
+        "ddk eval runs/small/config.toml --model runs/small/student",
         "ddk export runs/small --out FOLDER",
         "ddk serve runs",
     ] {
         assert!(said.contains(expected), "{expected} is not in {said}");
     }
+    // The command to evaluate works as printed, with the settings of the command line.
+    let mut lines = said.lines().map(str::trim);
+    let eval = lines.find_map(|line| line.strip_prefix("ddk eval "));
+    let arguments: Vec<&str> = eval.unwrap().split_whitespace().collect();
+    let output = world.succeed(&[&["eval"], &arguments[..]].concat());
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        table.contains("storms") && table.contains("perplexity"),
+        "{table}"
+    );
     let lines = said.lines().filter(|line| line.starts_with("evaluation "));
     for line in lines {
         assert!(line.trim_end().chars().count() <= 120, "{line}");

@@ -295,6 +295,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
             if is_first {
                 self.state.baseline.student.clone_from(perplexities);
                 flops += self.plan.teacher_evaluation_flops;
+                self.totals.teacher_evaluation_flops += self.plan.teacher_evaluation_flops;
             }
             self.count_evaluation(flops);
         }

@@ -42,6 +42,7 @@ pub fn numbers(outcome: &Outcome) -> Value {
             totals.teacher_flops_saved,
             totals.student_flops,
             totals.evaluation_flops,
+            totals.teacher_evaluation_flops,
             totals.mixture_flops,
         ],
     })

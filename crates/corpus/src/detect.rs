@@ -35,7 +35,7 @@ pub struct Detected {
     pub path: PathBuf,
     /// Its format; `None` if it has none that DDK reads.
     pub format: Option<FileFormat>,
-    /// Number of records looked at.
+    /// Number of records sampled.
     pub records: u64,
     /// Number of these that cannot be used.
     pub bad: u64,
@@ -96,7 +96,7 @@ impl Detected {
         let count = match (self.records, self.whole) {
             (1, true) => "1 record".to_owned(),
             (count, true) => format!("{count} records"),
-            (count, false) => format!("{count} records looked at"),
+            (count, false) => format!("{count} records sampled"),
         };
         match self.bad {
             0 => format!("{name}, {count}"),

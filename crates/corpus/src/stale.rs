@@ -40,7 +40,7 @@ pub fn stale(
             (None, _) if folder.join(MANIFEST).exists() => {
                 "it was prepared by another version of ddk".to_owned()
             }
-            (None, _) => "not prepared yet".to_owned(),
+            (None, _) => "no prepared data yet".to_owned(),
             (Some(_), Some(difference)) => difference,
             (Some(_), None) if !index.exists() => format!(
                 "it has no sequences of {} tokens yet",

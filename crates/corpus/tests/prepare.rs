@@ -151,7 +151,10 @@ fn what_is_prepared_is_kept_until_something_changes() {
     };
     assert_eq!(
         reasons(),
-        ["files: not prepared yet", "records: not prepared yet"]
+        [
+            "files: no prepared data yet",
+            "records: no prepared data yet"
+        ]
     );
     assert!(
         place

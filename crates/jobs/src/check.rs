@@ -26,6 +26,7 @@ use crate::{
     gpus,
     hint::{Ended, exit},
     hub::{self, Wanted},
+    planned,
     prepare::{self, Corpus, Outdated},
     sources::{self, Read},
     train::options::{self, most_steps},
@@ -39,31 +40,10 @@ use crate::{
 pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
     let mut found = Findings::new(out);
-    let settings = names(settings, &mut found)?;
-    let models = models(&settings, &mut found);
-    devices(&settings, &mut found);
-    if let Some(models) = &models {
-        let done = ranks::check(&settings, models, args, &mut found);
-        found.take(done);
-        let done = memory::check(&settings, models, args.ranks, &mut found);
-        found.take(done);
-    }
-    if let Some(models) = models.as_ref().filter(|models| models.folders.is_served) {
-        let done = servers::check(&settings, models, &mut found);
-        found.take(done);
-    }
-    let corpus = data(&settings, &mut found);
-    if let (Some(models), Some(corpus)) = (&models, &corpus) {
-        let done = cache::check(&settings, models, corpus, &mut found);
-        found.take(done);
-    }
-    schedule(&settings, &mut found);
-    if let (Some(models), 0) = (&models, found.problems()) {
-        time::check(&settings, models, corpus.as_ref(), args, &mut found);
-    }
-    if let (Some(models), true) = (&models, args.forward && found.problems() == 0) {
-        let done = forward(&settings, models, &mut found);
-        found.take(done);
+    // Without the student there is neither its size nor its tokenizer, which everything else needs.
+    let missing = planned::is_made(&settings, &args.config);
+    if found.take(missing).is_some() {
+        all(settings, args, &mut found)?;
     }
     let problems = found.problems();
     found.title(&match problems {
@@ -75,6 +55,37 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     });
     found.written?;
     ensure!(problems == 0, Ended(exit::ERROR));
+    Ok(())
+}
+
+/// Checks everything, the models first.
+fn all(settings: Settings, args: &args::Check, found: &mut Findings<'_>) -> Result<()> {
+    let settings = names(settings, found)?;
+    let models = models(&settings, found);
+    devices(&settings, found);
+    if let Some(models) = &models {
+        let done = ranks::check(&settings, models, args, found);
+        found.take(done);
+        let done = memory::check(&settings, models, args.ranks, found);
+        found.take(done);
+    }
+    if let Some(models) = models.as_ref().filter(|models| models.folders.is_served) {
+        let done = servers::check(&settings, models, found);
+        found.take(done);
+    }
+    let corpus = data(&settings, found);
+    if let (Some(models), Some(corpus)) = (&models, &corpus) {
+        let done = cache::check(&settings, models, corpus, found);
+        found.take(done);
+    }
+    schedule(&settings, found);
+    if let (Some(models), 0) = (&models, found.problems()) {
+        time::check(&settings, models, corpus.as_ref(), args, found);
+    }
+    if let (Some(models), true) = (&models, args.forward && found.problems() == 0) {
+        let done = forward(&settings, models, found);
+        found.take(done);
+    }
     Ok(())
 }
 
@@ -309,6 +320,12 @@ fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
         counted(tokens, "token"),
         count((steps * tokens) as i64),
     ));
+    let adapts = !policy.is_fixed() && policy != MixturePolicy::Doremi;
+    if adapts && steps <= interval {
+        found.line(
+            "warning: the run ends before the first update of the mixture: train longer, or lower mixture.interval",
+        );
+    }
     let warmup_steps = settings.lr_scheduler.warmup_steps;
     let schedule = options::schedule(settings);
     found.line(&format!(

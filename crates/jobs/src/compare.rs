@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use ddk_report::{ComparedRun, Comparison, comparison::Group, scores};
-use ddk_run::view::duration;
+use ddk_run::view::{counted, duration};
 use ddk_settings::{Method, Pretrain, Settings};
 
 use self::plan::{Plan, Planned};
@@ -25,7 +25,7 @@ use crate::{
     args, demo,
     hint::Hint,
     phase::Phase,
-    prepare,
+    planned, prepare,
     progress::say,
     signals::Signals,
     train::{self, inputs::Inputs},
@@ -41,6 +41,7 @@ const REFERENCE: Method = Method::Kd;
 pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     signals.begin(Phase::Compare)?;
     let plan = Plan::new(args)?;
+    planned::is_made(&plan.base, &args.config)?;
     // Report unusable files before hours of training.
     let imported = import(&args.import_scores)?;
     same_inputs(&plan)?;
@@ -109,7 +110,8 @@ fn train_all(plan: &Plan, signals: &Signals) -> Result<()> {
     let (count, folder) = (plan.runs.len(), plan.folder.display());
     let done = count - left.len();
     say(&format!(
-        "{count} runs in {folder}, {done} of them finished"
+        "{} in {folder}, {done} of them finished",
+        counted(count as u64, "run")
     ));
     for (index, run) in left.iter().enumerate() {
         let time = match index as u32 {
@@ -242,10 +244,11 @@ fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Compar
         let (of_student, of_teacher) = (of_student.clone(), of_teacher.clone());
         Group::new(title, &own, reference.as_deref(), of_student, of_teacher)
     });
-    let (methods, seeds) = (plan.methods.len(), plan.seeds.len());
+    let methods = counted(plan.methods.len() as u64, "method");
+    let seeds = counted(plan.seeds.len() as u64, "seed");
     let typed: Vec<String> = std::env::args().skip(1).collect();
     Ok(Comparison {
-        name: format!("{}: {methods} methods, {seeds} seeds", plan.name),
+        name: format!("{}: {methods}, {seeds}", plan.name),
         // The command line as typed.
         command: format!("ddk {}", typed.join(" ")),
         reference: reference.clone(),

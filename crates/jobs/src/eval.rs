@@ -117,7 +117,7 @@ fn print(evaluated: &Evaluated, out: &mut dyn Write) -> Result<()> {
     let mut header = vec!["domain", "perplexity", "documents", "predictions"];
     if let Some(other) = &evaluated.baseline {
         writeln!(out, "first: {}\nsecond: {other}\n", evaluated.model)?;
-        header.splice(1..2, ["first", "second", "ratio"]);
+        header.splice(1..2, ["first's perplexity", "second's perplexity", "ratio"]);
     }
     let mut table = Table::new(header);
     for (name, domain) in &evaluated.domains {

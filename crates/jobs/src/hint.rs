@@ -94,6 +94,17 @@ pub fn usage(error: impl Into<anyhow::Error>) -> anyhow::Error {
     error.context(Usage(message))
 }
 
+/// Quotes a path for a shell, if it needs that.
+pub(crate) fn quoted(path: &Path) -> String {
+    let path = path.display().to_string();
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@%".contains(&byte);
+    if !path.is_empty() && path.bytes().all(is_plain) {
+        path
+    } else {
+        format!("'{}'", path.replace('\'', "'\\''"))
+    }
+}
+
 /// Formats an error for the terminal: what failed, why, and what to do.
 pub fn render(error: &anyhow::Error) -> String {
     format!("error: {}", with_causes(error, "\n  caused by: "))

@@ -20,6 +20,7 @@ use serde::Deserialize;
 use crate::{
     config::run_folder,
     hint::{usage, with_hint},
+    local,
     phase::Phase,
     progress::{Reporter, say},
     signals::Signals,
@@ -258,11 +259,12 @@ impl<'a> Finder<'a> {
         let Some(name) = name else {
             return Ok(());
         };
-        // Beside other folders, it is more likely a misspelled path.
-        let parent = path.components().next();
-        let is_here = parent.is_some_and(|parent| Path::new(&parent).exists());
-        if !explicit && is_here && !self.hub()?.knows(&name) {
-            return Ok(());
+        if !explicit && !self.hub()?.knows(&name) {
+            if local::is_local(path) {
+                return Ok(());
+            }
+            // Without a connection, the attempts take a while.
+            say(&local::not_here(path));
         }
         let mut found = Err(None);
         for parts in parts {

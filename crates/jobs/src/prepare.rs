@@ -170,7 +170,7 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
                     ));
                     kept.push(stale.domain);
                 } else {
-                    made.push(format!("preparing {domain}: {reason}"));
+                    made.push(format!("preparing {domain} ({reason})"));
                 }
             }
             let mut others = options.clone();

@@ -57,15 +57,17 @@ impl Printer {
         }
     }
 
-    /// Continues from this step and these totals. Returns the number of later steps that had been made.
-    pub fn begin(&self, step: u64, totals: Totals) -> u64 {
+    /// Continues from this step, these totals and the run's mixtures so far. Returns the number of later steps that had
+    /// been made.
+    pub fn begin(&self, step: u64, totals: Totals, mixtures: &[MixtureLine]) -> u64 {
         let mut last = self.last.lock();
         let undone = last.step.saturating_sub(step);
         *last = Last {
             step,
             stalled: totals.save_stall_seconds,
             totals,
-            at_start: last.at_start,
+            mixture: mixtures.last().cloned(),
+            at_start: mixtures.first().and_then(mean_measured),
             ..Last::default()
         };
         undone
@@ -168,18 +170,8 @@ fn evaluation_line(
         0 => "evaluation before the first step".to_owned(),
         step => format!("evaluation after step {step}"),
     };
-    // Without a teacher there are no gaps.
-    let measured = |line: &MixtureLine| -> Option<(f64, Option<(String, f64)>)> {
-        if line.gap.is_empty() {
-            let logarithms = line.student_perplexity.iter();
-            let logarithms = logarithms.map(|(name, value)| (name.clone(), value.ln()));
-            let logarithms: ByDomain = logarithms.collect();
-            return Some((mean(&logarithms)?, None));
-        }
-        Some((mean(&line.gap)?, worst(&line.gap)))
-    };
-    let (now, worst) = measured(line)?;
-    let earlier = before.and_then(measured).map(|(mean, _)| mean);
+    let (now, worst) = (mean_measured(line)?, worst(&line.gap));
+    let earlier = before.and_then(mean_measured);
     let (what, shown): (_, fn(f64) -> f64) = if line.gap.is_empty() {
         ("mean perplexity", f64::exp)
     } else {
@@ -208,6 +200,16 @@ fn evaluation_line(
         }
     }
     Some(text)
+}
+
+/// The mean gap. Without a teacher there are no gaps, and it is the mean logarithm of the perplexity.
+fn mean_measured(line: &MixtureLine) -> Option<f64> {
+    if !line.gap.is_empty() {
+        return mean(&line.gap);
+    }
+    let logarithms = line.student_perplexity.iter();
+    let logarithms = logarithms.map(|(name, value)| (name.clone(), value.ln()));
+    mean(&logarithms.collect())
 }
 
 fn mean(values: &ByDomain) -> Option<f64> {

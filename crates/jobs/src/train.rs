@@ -37,6 +37,7 @@ use crate::{
     hint::{Hint, must_hold, usage, with_hint},
     hub::{self, Revisions, Wanted},
     phase::Phase,
+    planned,
     prepare::Outdated,
     progress::say,
     ranks::{self, Ranks, restarts_by_torchrun},
@@ -55,6 +56,7 @@ pub fn run(args: &args::Train, signals: &Signals, out: &mut dyn Write) -> Result
         sets.push(format!("telemetry.metrics_file={file}"));
     }
     let mut settings = config::load(&args.config)?.settings;
+    planned::is_made(&settings, &args.config)?;
     args.reloads = true;
     if let Some(name) = &args.fork {
         args.fork_of = Some(run_folder(&settings)?);

@@ -1,8 +1,8 @@
-//! Runs the operations of a layer between its matmuls if no gradient is needed. Each takes one pass instead of up
-//! to six.
+//! Runs the operations of a layer between its matmuls. Each takes one pass instead of up to six. The module
+//! `gradients` has their backward passes.
 
 use crate::{
-    math::exp,
+    math::sigmoid,
     processor::for_this_processor,
     sum::sum,
     team::{in_parts, part_of},
@@ -22,15 +22,47 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32], threads: u
     });
 }
 
-/// Computes `gate / (1 + exp(-gate)) * up` in place of the gate.
+/// Computes `sum = x + added`, and the norm of `sum` like [`rms_norm`] into `out`.
+///
+/// # Panics
+/// If the lengths do not match.
+pub fn add_rms_norm(
+    [x, added]: [&[f32]; 2],
+    weight: &[f32],
+    eps: f32,
+    sum: &mut [f32],
+    out: &mut [f32],
+    threads: usize,
+) {
+    let width = weight.len();
+    assert!(width > 0 && x.len().is_multiple_of(width));
+    assert!(added.len() == x.len() && sum.len() == x.len() && out.len() == x.len());
+    let part = part_of(x.len(), width, threads);
+    let inputs = x.chunks(part).zip(added.chunks(part));
+    let outputs = sum.chunks_mut(part).zip(out.chunks_mut(part));
+    in_parts(inputs.zip(outputs), |((x, added), (sum, out))| {
+        // A row is still in the cache when its norm reads it.
+        let inputs = x.chunks(width).zip(added.chunks(width));
+        let outputs = sum.chunks_mut(width).zip(out.chunks_mut(width));
+        for ((x, added), (sum, out)) in inputs.zip(outputs) {
+            for ((sum, x), added) in sum.iter_mut().zip(x).zip(added) {
+                *sum = x + added;
+            }
+            normed_rows(sum, weight, eps, out);
+        }
+    });
+}
+
+/// Computes `gate / (1 + exp(-gate)) * up` into `out`.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn silu_mul(gate: &mut [f32], up: &[f32], threads: usize) {
-    assert_eq!(gate.len(), up.len());
+pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32], threads: usize) {
+    assert!(gate.len() == up.len() && out.len() == up.len());
     let part = part_of(gate.len(), 1, threads);
-    in_parts(gate.chunks_mut(part).zip(up.chunks(part)), |(gate, up)| {
-        gated(gate, up);
+    let inputs = gate.chunks(part).zip(up.chunks(part));
+    in_parts(inputs.zip(out.chunks_mut(part)), |((gate, up), out)| {
+        gated(gate, up, out);
     });
 }
 
@@ -64,12 +96,9 @@ for_this_processor! {
 }
 
 for_this_processor! {
-    fn gated(gate: &mut [f32], up: &[f32]) {
-        for (gate, up) in gate.iter_mut().zip(up) {
-            // Use only exponentials of numbers up to 0, so that a large number never overflows.
-            let small = exp(-gate.abs());
-            let share = if *gate < 0.0 { small } else { 1.0 };
-            *gate = *gate * (share / (1.0 + small)) * up;
+    fn gated(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            *out = *gate * sigmoid(*gate) * up;
         }
     }
 }
@@ -126,14 +155,32 @@ mod tests {
     }
 
     #[test]
+    fn a_sum_and_its_norm_are_those_of_two_passes() {
+        let (x, added) = (numbers(COUNT, 7, 9.0), numbers(COUNT, 13, 9.0));
+        let weight = numbers(48, 11, 2.0);
+        let both = x.iter().zip(&added);
+        let expected: Vec<f32> = both.map(|(x, added)| x + added).collect();
+        let mut normed = vec![0.0; COUNT];
+        rms_norm(&expected, &weight, 1e-6, &mut normed, 1);
+        for threads in [1, 3] {
+            let (mut sum, mut out) = (vec![0.0; COUNT], vec![0.0; COUNT]);
+            add_rms_norm([&x, &added], &weight, 1e-6, &mut sum, &mut out, threads);
+            assert!(sum == expected && out == normed);
+        }
+    }
+
+    #[test]
     fn a_gate_is_its_formula_at_any_size() {
         let mut gate = numbers(COUNT, 7, 60.0);
         gate[..4].copy_from_slice(&[0.0, 1e4, -1e4, 100.0]);
         let up = numbers(COUNT, 13, 2.0);
-        let (mut one, mut several) = (gate.clone(), gate.clone());
-        silu_mul(&mut one, &up, 1);
-        silu_mul(&mut several, &up, 4);
-        assert!(one == several);
+        let run = |threads| {
+            let mut out = vec![0.0; COUNT];
+            silu_mul(&gate, &up, &mut out, threads);
+            out
+        };
+        let one = run(1);
+        assert!(one == run(4));
         for ((gate, up), got) in gate.iter().zip(&up).zip(&one) {
             let gate = f64::from(*gate);
             let expected = gate / (1.0 + (-gate).exp()) * f64::from(*up);

@@ -1,6 +1,6 @@
 //! CPU kernels in fp32 that are faster than chains of libtorch operations: the loss of a chunk of positions
-//! ([`losses`]), the optimizer update ([`adamw`]), and what a frozen layer does between its matmuls ([`rms_norm`],
-//! [`rotate`], [`silu_mul`]).
+//! ([`losses`]), the optimizer update ([`adamw`]), and what a layer does between its matmuls ([`rms_norm`],
+//! [`rotate`], [`silu_mul`]), forward and backward.
 //!
 //! A chain of tensor operations reads and writes all logits at every step. These kernels finish a row of logits
 //! while it is in the cache, and replace it with its gradient. Sums are in f64; exponentials are within 1e-7.
@@ -29,6 +29,7 @@
 
 mod adamw;
 mod divergence;
+mod gradients;
 mod layers;
 mod math;
 mod processor;
@@ -38,7 +39,8 @@ mod team;
 
 pub use adamw::{AdamWStep, adamw};
 pub use divergence::Divergence;
-pub use layers::{rms_norm, rotate, silu_mul};
+pub use gradients::{NormInputs, rms_norm_backward, rotate_backward, silu_mul_backward};
+pub use layers::{add_rms_norm, rms_norm, rotate, silu_mul};
 pub use sum::sum_of_squares;
 
 use processor::for_this_processor;

@@ -32,6 +32,14 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { mantissa * power }
 }
 
+/// Computes `1 / (1 + exp(-x))`. Uses only exponentials of numbers up to 0, so that a large number never overflows.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    let small = exp(-x.abs());
+    let share = if x < 0.0 { small } else { 1.0 };
+    share / (1.0 + small)
+}
+
 /// Computes `ln(1 + y)` for y from 0 to 1 with a relative error within 2.5e-7.
 #[inline(always)]
 pub(crate) fn ln_1p(y: f32) -> f32 {

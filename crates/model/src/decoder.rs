@@ -246,8 +246,7 @@ impl Decoder {
         let mixed = layer
             .attention
             .forward(&normed, rotary.as_ref(), place.parts, cache)?;
-        let x_btd = x_btd.f_add(&mixed)?;
-        let normed = layer.mlp_norm.forward(&x_btd)?;
+        let [x_btd, normed] = layer.mlp_norm.of_sum(&x_btd, &mixed)?;
         x_btd.f_add(&layer.mlp.forward(&normed)?)
     }
 

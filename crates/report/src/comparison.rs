@@ -58,6 +58,8 @@ pub struct Costs {
     pub student_flops: f64,
     /// FLOPs of evaluations.
     pub evaluation_flops: f64,
+    /// The part of `evaluation_flops` that evaluated the teacher.
+    pub teacher_evaluation_flops: f64,
     /// Wall time.
     pub seconds: f64,
 }
@@ -93,6 +95,7 @@ impl ComparedRun {
             teacher_head_flops: summary.teacher_head_flops,
             student_flops: summary.student_flops,
             evaluation_flops: summary.evaluation_flops,
+            teacher_evaluation_flops: summary.teacher_evaluation_flops,
             seconds: summary.seconds,
         };
         self.phases.iter().chain([&own]).map(of).sum()

@@ -42,9 +42,9 @@ pub(crate) fn results(summary: &Summary) -> Table {
         "gap before",
         "gap after",
         "ratio after",
-        "student before",
-        "student after",
-        "teacher",
+        "perplexity before",
+        "perplexity after",
+        "teacher's perplexity",
         "share of tokens",
     ];
     let of_domain = |(name, domain): (&String, &DomainSummary)| {
@@ -124,10 +124,7 @@ pub(crate) fn facts(summary: &Summary) -> Vec<String> {
             summary.teacher_head_flops,
             summary.teacher_flops_saved,
         ),
-        format!(
-            "the evaluations that set mixtures cost {} of the FLOPs of training",
-            percent(summary.mixture_flops_share)
-        ),
+        steering(summary),
     ];
     facts.retain(|fact| !fact.is_empty());
     if let Some(serial) = &summary.serial {
@@ -141,6 +138,17 @@ pub(crate) fn facts(summary: &Summary) -> Vec<String> {
     }
     facts.push(format!("student: {}", summary.exported));
     facts
+}
+
+/// The cost of steering in FLOPs; empty if no evaluation changed the mixture.
+fn steering(summary: &Summary) -> String {
+    if summary.intervals < 2 || summary.mixture_flops == 0.0 {
+        return String::new();
+    }
+    format!(
+        "the student's evaluations that set mixtures cost {:.2} % of the FLOPs of training",
+        100.0 * summary.mixture_flops_share
+    )
 }
 
 /// The overlap, and how to read it. Below 1, the workers do not only take turns: all of them wait at times, for example

@@ -146,6 +146,26 @@ fn one_seed_marks_nothing() {
     assert!(text.contains("-1.000"), "the difference itself is there");
 }
 
+/// Only the first run evaluates the teacher, for the gaps of all methods.
+#[test]
+fn the_evaluation_of_the_teacher_is_no_cost_of_the_method_that_ran_first() {
+    let mut runs = runs();
+    for run in runs.iter_mut().filter(|run| run.method == "kd") {
+        run.summary.evaluation_flops += 9e12;
+        run.summary.teacher_evaluation_flops = 9e12;
+    }
+    let text = comparison(&runs, None).document().markdown();
+    let costs = text.split("## Cost").nth(1).unwrap();
+    let row = |method: &str| {
+        let line = costs.lines().find(|line| line.starts_with(method)).unwrap();
+        line.split('|').map(str::trim).collect::<Vec<_>>()
+    };
+    let (kd, ddk) = (row("| kd |"), row("| ddk |"));
+    assert_eq!((kd[4], ddk[4]), ("1.000e11", "3.000e11"));
+    // 2e11 more than 2.5e13 + 1.4e13 + 1e11.
+    assert_eq!((kd[5], ddk[5]), ("+0.00 %", "+0.51 %"));
+}
+
 #[test]
 fn the_best_is_marked_only_where_the_interval_excludes_zero() {
     let comparison = comparison(&runs(), None);

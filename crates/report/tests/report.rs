@@ -50,6 +50,7 @@ fn summary() -> Summary {
         teacher_head_flops: 0.0,
         student_flops: 1.4e13,
         evaluation_flops: 3e11,
+        teacher_evaluation_flops: 5e10,
         mixture_flops: 2e11,
         mixture_flops_share: 2e11 / 3.9e13,
         mixture_seconds_share: 0.04,
@@ -130,6 +131,23 @@ fn write_run(folder: &Path) {
         "[run]\nname = \"a <small> run\"\n[teacher]\nmodel = \"models/large\"\n[student]\nmodel = \"models/tiny\"\n",
     )
     .unwrap();
+}
+
+#[test]
+fn a_run_that_did_not_update_its_mixture_has_no_cost_of_updates() {
+    let line = "evaluations that set mixtures";
+    assert!(table(&summary()).contains(line));
+    let short = Summary {
+        intervals: 1,
+        ..summary()
+    };
+    let fixed = Summary {
+        mixture_flops: 0.0,
+        ..summary()
+    };
+    for summary in [short, fixed] {
+        assert!(!table(&summary).contains(line));
+    }
 }
 
 #[test]

@@ -30,16 +30,23 @@ pub fn summary(folder: &Path) -> Result<Summary, RunFileError> {
 /// # Errors
 /// If the file cannot be read.
 pub fn first_mixture(folder: &Path) -> Result<Option<MixtureLine>, RunFileError> {
+    Ok(mixtures(folder)?.into_iter().next())
+}
+
+/// Reads the mixtures of `mixture.jsonl`; none if there is no file yet.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn mixtures(folder: &Path) -> Result<Vec<MixtureLine>, RunFileError> {
     let path = folder.join("mixture.jsonl");
     if !path.exists() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let text = fs::read_to_string(&path).map_err(RunFileError::io("read", &path))?;
-    // A fork within an interval begins with a line about what that interval drew.
-    let mut mixtures = text
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok());
-    Ok(mixtures.next())
+    // Other lines say what an interval drew. A fork within an interval begins with one.
+    let lines = text.lines();
+    let mixtures = lines.filter_map(|line| serde_json::from_str(line).ok());
+    Ok(mixtures.collect())
 }
 
 /// Reads a JSON file that holds one record.

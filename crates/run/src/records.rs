@@ -342,8 +342,11 @@ pub struct Summary {
     /// Floating-point operations of all evaluations: at the start, for each mixture, and at the end. Includes the
     /// teacher's evaluation if its perplexities were not known.
     pub evaluation_flops: f64,
-    /// Floating-point operations of the evaluations that decided mixtures: all but the last one, if the policy uses
-    /// perplexities.
+    /// The part of `evaluation_flops` that evaluated the teacher; 0 if its perplexities were known.
+    #[serde(default)]
+    pub teacher_evaluation_flops: f64,
+    /// Floating-point operations of the student's evaluations that decided mixtures: all but the last one, if the
+    /// policy uses perplexities.
     pub mixture_flops: f64,
     /// `mixture_flops / (teacher_flops + teacher_flops_saved + student_flops)`: the cost of steering relative to plain
     /// distillation.

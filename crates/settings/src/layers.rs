@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Problem},
     keys::names_in,
     renamed, rules,
-    suggest::{is_end, suggested},
+    suggest::{dtype, is_end, suggested},
     wording::wrong_type,
 };
 
@@ -275,7 +275,7 @@ impl Reader<'_> {
                     let message = format!("unknown value `{text}`");
                     let suggestion = match renamed::new_word(path, text) {
                         Some(new) => format!(" (it is now `{new}`)"),
-                        None => nearest(text, &choices),
+                        None => dtype(text, &choices).unwrap_or_else(|| nearest(text, &choices)),
                     };
                     self.problem(value.span(), &message, &suggestion);
                 }

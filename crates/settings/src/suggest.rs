@@ -59,6 +59,21 @@ pub fn suggested(name: &str) -> Vec<&'static str> {
     found
 }
 
+/// Suggests the number format that a word of PyTorch means, if these are number formats.
+pub(crate) fn dtype(word: &str, choices: &[&str]) -> Option<String> {
+    let meant = match word.trim_start_matches("torch.") {
+        "bfloat16" => "bf16",
+        "float32" | "float" => "fp32",
+        "float16" | "half" | "fp16" => "fp16",
+        _ => return None,
+    };
+    if choices.contains(&meant) {
+        return Some(format!(" (did you mean `{meant}`?)"));
+    }
+    let is_dtype = ["fp32", "bf16"].iter().all(|dtype| choices.contains(dtype));
+    is_dtype.then(|| format!(" ({meant} is not supported: use `bf16` or `fp32`)"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +85,23 @@ mod tests {
             let last = |key: &str| key.rsplit('.').next() == Some(name);
             assert!(!keys().any(|key| last(&key.path)), "{name}");
         }
+    }
+
+    #[test]
+    fn words_of_pytorch_for_number_formats_are_understood() {
+        let choices = ["fp32", "bf16"];
+        for (word, expected) in [
+            ("bfloat16", Some(" (did you mean `bf16`?)")),
+            ("torch.float32", Some(" (did you mean `fp32`?)")),
+            (
+                "float16",
+                Some(" (fp16 is not supported: use `bf16` or `fp32`)"),
+            ),
+            ("int8", None),
+        ] {
+            assert_eq!(dtype(word, &choices).as_deref(), expected);
+        }
+        assert_eq!(dtype("float16", &["ddk", "excess"]), None);
     }
 
     #[test]

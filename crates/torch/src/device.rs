@@ -18,7 +18,7 @@ pub enum DeviceError {
     /// The libtorch in use is for the CPU only.
     #[error(
         "CUDA was asked for, but {} could not be loaded: {reason}; build with a PyTorch that has CUDA \
-         (LIBTORCH_USE_PYTORCH=1 make build)",
+         (LIBTORCH_USE_PYTORCH=1 make build; see docs/install.md)",
         library.display()
     )]
     NoCudaLibrary {

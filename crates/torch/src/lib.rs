@@ -1,6 +1,7 @@
 //! The layer between DDK and libtorch: devices ([`parse_device`], [`to_device`]), the thread and device of a worker
 //! ([`ComputeContext`]), the allocator ([`keep_freed_memory`]), the numbers of a tensor as a slice
-//! ([`as_slice_mut`]), the kernels that MKL uses ([`mkl_kernels`]), and errors by cause ([`TorchError`]).
+//! ([`as_slice_mut`]), operations with their own backward pass ([`attach`]), the kernels that MKL uses
+//! ([`mkl_kernels`]), and errors by cause ([`TorchError`]).
 //!
 //! ```
 //! assert_eq!(ddk_torch::parse_device("cpu").unwrap(), tch::Device::Cpu);
@@ -14,6 +15,7 @@ mod device;
 mod dispatch;
 mod error;
 mod mkl;
+mod node;
 mod numbers;
 mod operations;
 mod path;
@@ -25,6 +27,7 @@ pub use determinism::{VERSION, make_deterministic, prepare_cublas};
 pub use device::{DeviceError, gpu_uuid, parse_device, test_device, to_device};
 pub use error::TorchError;
 pub use mkl::mkl_kernels;
+pub use node::{attach, needs_gradient};
 pub use numbers::{are_apart, as_slice, as_slice_mut};
 pub use operations::{AdamWOptions, flash_attention_of_sequences, fused_adamw};
 pub use path::{TILE, on_gpu_path, padded, takes_gpu_path};

@@ -33,12 +33,23 @@ pub(super) fn edited(
     let before = at_start.with(&overrides.configured())?;
     let mut changes = diff(&before, settings)?;
     changes.retain(|change| change.key.live);
+    Ok((live_values(&changes)?, in_words(&changes)))
+}
+
+/// Returns the settings that differ but must not.
+pub(super) fn differences(then: &Settings, now: &Settings) -> Result<Vec<Change>> {
+    let mut changes = diff(then, now)?;
+    changes.retain(|change| !change.is_allowed_on_resume());
+    Ok(changes)
+}
+
+/// Describes changes.
+pub(super) fn in_words(changes: &[Change]) -> String {
     let in_words = changes.iter().map(|change| {
         let [old, new] = change.shown();
         format!("`{}` was {old} and is now {new}", change.path)
     });
-    let in_words = in_words.collect::<Vec<_>>().join("; ");
-    Ok((live_values(&changes)?, in_words))
+    in_words.collect::<Vec<_>>().join("; ")
 }
 
 /// Returns the new values of live settings.
@@ -149,4 +160,64 @@ fn in_use(folder: &Path) -> Option<String> {
     });
     let sets: String = sets.collect();
     (!sets.is_empty()).then(|| format!(" with{sets}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_may_grow_and_not_shrink_come_or_go() {
+        let with = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+            ddk_settings::load(&[], &sets, []).unwrap().settings
+        };
+        let then = with(&["run.max_steps=100", "run.max_tokens=1000"]);
+        let refused = |sets: &[&str]| {
+            let changes = differences(&then, &with(sets)).unwrap();
+            let paths = changes.into_iter().map(|change| change.path);
+            paths.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            refused(&[
+                "run.max_steps=150",
+                "run.max_tokens=1000",
+                "run.export=best"
+            ]),
+            [""; 0]
+        );
+        assert_eq!(
+            refused(&["run.max_steps=100", "run.max_tokens=9000"]),
+            [""; 0]
+        );
+        for (sets, keys) in [
+            (
+                &["run.max_steps=99", "run.max_tokens=1000"][..],
+                &["run.max_steps"][..],
+            ),
+            (&["run.max_tokens=1000"], &["run.max_steps"]),
+            (
+                &["run.max_steps=99", "optimizer.beta1=0.5"],
+                &["optimizer.beta1", "run.max_steps", "run.max_tokens"],
+            ),
+            (
+                &[
+                    "run.max_steps=100",
+                    "run.max_tokens=1000",
+                    "run.max_intervals=9",
+                ],
+                &["run.max_intervals"],
+            ),
+            (
+                &[
+                    "run.max_steps=150",
+                    "run.max_tokens=1000",
+                    "optimizer.beta1=0.5",
+                ],
+                &["optimizer.beta1"],
+            ),
+        ] {
+            assert_eq!(refused(sets), keys);
+        }
+    }
 }

@@ -336,14 +336,14 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
         // The servers may have moved.
         now.teacher.servers.clone_from(&then.teacher.servers);
     }
-    let Some(change) = difference(&then, &now)? else {
+    let changes = changes::differences(&then, &now)?;
+    if changes.is_empty() {
         return Ok(());
-    };
-    let [then, now] = change.shown();
+    }
     Err(anyhow!(
-        "{} contains a different run: `{}` was {then} and is now {now}",
+        "{} contains a different run: {}",
         folder.display(),
-        change.path
+        changes::in_words(&changes)
     ))
     .hint(changes::advice(folder))
     .usage()
@@ -363,12 +363,6 @@ pub(super) fn same_rates(folder: &Path, settings: &Settings) -> Result<()> {
         .usage()
 }
 
-/// Returns the first setting that differs but must not.
-fn difference(then: &Settings, now: &Settings) -> Result<Option<Change>> {
-    let mut changes = diff(then, now)?.into_iter();
-    Ok(changes.find(|change| !change.is_allowed_on_resume()))
-}
-
 /// Returns whether these settings extend the run in this folder.
 pub(super) fn extends(folder: &Path, settings: &Settings) -> Result<bool> {
     Ok(diff(&config::of_run(folder)?, settings)?
@@ -381,8 +375,6 @@ mod tests {
     use std::collections::BTreeSet;
 
     use ddk_settings::{keys, sections};
-
-    use super::*;
 
     /// Returns the code words in the documentation's paragraph that begins like this.
     fn listed(beginning: &str) -> BTreeSet<&'static str> {
@@ -411,52 +403,5 @@ mod tests {
         let limits: BTreeSet<&str> = limits.map(|key| key.path.as_str()).collect();
         assert_eq!(limits.len(), 4);
         assert!(listed("A larger").is_superset(&limits));
-    }
-
-    #[test]
-    fn limits_may_grow_and_not_shrink_come_or_go() {
-        let with = |sets: &[&str]| {
-            let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-            ddk_settings::load(&[], &sets, []).unwrap().settings
-        };
-        let then = with(&["run.max_steps=100", "run.max_tokens=1000"]);
-        let refused = |sets: &[&str]| {
-            let difference = difference(&then, &with(sets)).unwrap();
-            difference.map(|change| change.path)
-        };
-        assert_eq!(
-            refused(&[
-                "run.max_steps=150",
-                "run.max_tokens=1000",
-                "run.export=best"
-            ]),
-            None
-        );
-        assert_eq!(refused(&["run.max_steps=100", "run.max_tokens=9000"]), None);
-        for (sets, key) in [
-            (
-                &["run.max_steps=99", "run.max_tokens=1000"][..],
-                "run.max_steps",
-            ),
-            (&["run.max_tokens=1000"], "run.max_steps"),
-            (
-                &[
-                    "run.max_steps=100",
-                    "run.max_tokens=1000",
-                    "run.max_intervals=9",
-                ],
-                "run.max_intervals",
-            ),
-            (
-                &[
-                    "run.max_steps=150",
-                    "run.max_tokens=1000",
-                    "optimizer.beta1=0.5",
-                ],
-                "optimizer.beta1",
-            ),
-        ] {
-            assert_eq!(refused(sets).as_deref(), Some(key));
-        }
     }
 }

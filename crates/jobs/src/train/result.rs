@@ -19,7 +19,7 @@ use crate::{
     bench::serial,
     checkpoints::{self, LOST, checkpoint_of, refuse_if_saved},
     export,
-    hint::Hint,
+    hint::{Hint, quoted},
     output::print_json,
     phase::Phase,
     progress::{exporting, model_parameters, say},
@@ -91,12 +91,11 @@ pub(super) fn say_next(run: &Path, settings: &Settings, args: &args::Train) {
     if args.json {
         return;
     }
-    let shown = |path: &Path| quoted(&path.display().to_string());
     say(&format!("report: {}", run.join(REPORT).display()));
     let student = run.join("student");
     let mut next = Vec::new();
     if student.exists() {
-        let student = shown(&student);
+        let student = quoted(&student);
         let mut domains = settings.domains.values();
         let prompt = if domains.any(|domain| domain.messages_field.is_some()) {
             "--chat --prompt \"Hello\""
@@ -104,30 +103,20 @@ pub(super) fn say_next(run: &Path, settings: &Settings, args: &args::Train) {
             "--prompt \"Once upon a time\""
         };
         next.push(format!("ddk generate --model {student} {prompt}"));
-        if let Some(config) = args.config.files.first() {
-            next.push(format!("ddk eval {} --model {student}", shown(config)));
-        }
+        // The run's own settings include the options with which it was started.
+        let config = quoted(&run.join("config.toml"));
+        next.push(format!("ddk eval {config} --model {student}"));
     }
     next.push(format!(
         "ddk export {} --out FOLDER --dtype bf16",
-        shown(run)
+        quoted(run)
     ));
     let runs = run.parent().filter(|runs| !runs.as_os_str().is_empty());
     next.push(format!(
         "ddk serve {}",
-        shown(runs.unwrap_or(Path::new(".")))
+        quoted(runs.unwrap_or(Path::new(".")))
     ));
     say(&format!("next: {}", next.join("\n      ")));
-}
-
-/// Quotes a path for a shell, if it needs that.
-fn quoted(path: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@%".contains(&byte);
-    if !path.is_empty() && path.bytes().all(is_plain) {
-        path.to_owned()
-    } else {
-        format!("'{}'", path.replace('\'', "'\\''"))
-    }
 }
 
 /// Prints the table, or the summary as JSON.
@@ -219,6 +208,8 @@ fn summarize(prepared: &Prepared, folder: &RunFolder, outcome: &Outcome) -> Resu
     let busy =
         totals.teacher_busy_seconds + totals.student_busy_seconds + totals.evaluation_seconds;
     let distill = totals.distill_seconds.max(1e-9);
+    // Every method needs the teacher's evaluation for the gaps, so it is no cost of steering.
+    let mixture_flops = (totals.mixture_flops - totals.teacher_evaluation_flops).max(0.0);
     Ok(Summary {
         domains,
         steps: outcome.step,
@@ -240,8 +231,9 @@ fn summarize(prepared: &Prepared, folder: &RunFolder, outcome: &Outcome) -> Resu
         teacher_head_flops,
         student_flops: totals.student_flops,
         evaluation_flops: totals.evaluation_flops,
-        mixture_flops: totals.mixture_flops,
-        mixture_flops_share: totals.mixture_flops
+        teacher_evaluation_flops: totals.teacher_evaluation_flops,
+        mixture_flops,
+        mixture_flops_share: mixture_flops
             / (totals.teacher_flops + totals.teacher_flops_saved + totals.student_flops).max(1.0),
         mixture_seconds_share: totals.boundary_seconds / distill,
         peak_rss_bytes: peak_resident_bytes().unwrap_or(0),

@@ -185,8 +185,8 @@ fn serve(settings: &Settings, mut site: Site, place: usize) -> Result<Option<Ser
         Ok(server) => Ok(Some(server)),
         Err(error @ ServeError::PortInUse(_)) if !telemetry.required => {
             say(&format!(
-                "warning: {error}; continuing without the live page and metrics (choose another port with \
-                 telemetry.listen)"
+                "warning: {error}; continuing without the live page and metrics. What {address} shows is not this \
+                 run; choose another port with telemetry.listen"
             ));
             Ok(None)
         }

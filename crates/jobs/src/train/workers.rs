@@ -239,7 +239,9 @@ impl Assembly {
         );
         let activity = self.board.activity();
         activity.set_course(course, step, totals.all_tokens());
-        let undone = printer.begin(step, totals);
+        // Opening the journal has dropped those after the checkpoint.
+        let mixtures = ddk_run::read::mixtures(folder.path())?;
+        let undone = printer.begin(step, totals, &mixtures);
         metrics::REWOUND_STEPS.with(&[]).increment(undone);
         let at_start = config::of_run(folder.path())?;
         if is_first {

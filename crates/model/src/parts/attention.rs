@@ -84,13 +84,13 @@ impl Attention {
             k_bkte = k_norm.forward(&k_bkte)?;
         }
         if let Some(tables) = rotary {
-            let frozen = self.output.is_frozen();
             for x in [&mut q_bhte, &mut k_bkte] {
-                // SAFETY: the projection just created `x`, and only this function holds it. Tables are written
-                // once, when they are created.
-                if !(frozen && unsafe { fused::rotate(x, tables)? }) {
-                    *x = rotate(x, tables)?;
-                }
+                // SAFETY: the projection or the norm just created `x`, and only this function and the graph hold it.
+                // Tables are written once, when they are created.
+                *x = match unsafe { fused::rotate(x, tables)? } {
+                    Some(rotated) => rotated,
+                    None => rotate(x, tables)?,
+                };
             }
         }
         if let Some(cache) = cache {

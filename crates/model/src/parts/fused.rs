@@ -1,8 +1,12 @@
-//! Calls the one-pass kernels of `ddk-kernel` for frozen models, in fp32 on the CPU. Each function returns `None`
-//! or `false` if it cannot handle its inputs: another device or dtype, shapes that do not fit, or tensors that
-//! share memory. The caller then uses libtorch's operations, whose errors say what is wrong.
+//! Runs the operations between matmuls with the one-pass kernels of `ddk-kernel`, in fp32 on the CPU, and records their
+//! backward passes. Each function returns `None` if it cannot handle its inputs: another device or dtype, shapes or
+//! layouts that do not fit, or the GPU path. The caller then uses autograd and libtorch's operations, whose errors say
+//! what is wrong.
+//!
+//! Whether a gradient is needed changes no bit of the results, so a recomputation for a backward pass repeats them.
 
-use ddk_torch::{are_apart, as_slice, as_slice_mut, threads};
+use ddk_kernel::NormInputs;
+use ddk_torch::{as_slice, as_slice_mut, attach, needs_gradient, threads};
 use tch::{TchError, Tensor};
 
 use super::Tables;
@@ -10,72 +14,231 @@ use super::Tables;
 /// Computes the root mean square norm of the last dimension.
 ///
 /// # Safety
-/// No thread may write to the storage of `x` or `weight` during the call.
+/// No thread may write to the storage of `x` or `weight` during the call, or before the backward pass.
 pub(super) unsafe fn rms_norm(
     x: &Tensor,
     weight: &Tensor,
     eps: f64,
 ) -> Result<Option<Tensor>, TchError> {
-    let width = weight.size();
-    if x.requires_grad()
-        || weight.requires_grad()
-        || width.len() != 1
-        || !x.size().ends_with(&width)
-    {
+    if !is_norm(x, weight) {
         return Ok(None);
     }
-    let mut out = x.f_empty_like()?;
+    let mut out = empty_like(x)?;
     // SAFETY: the caller promises that no thread writes to the inputs. The output is new, so it has no other
     // handle.
     let slices = unsafe { (as_slice(x), as_slice(weight), as_slice_mut(&mut out)) };
-    let (Some(x), Some(weight), Some(normed)) = slices else {
+    let (Some(of_x), Some(of_weight), Some(normed)) = slices else {
         return Ok(None);
     };
-    ddk_kernel::rms_norm(x, weight, eps as f32, normed, threads());
+    ddk_kernel::rms_norm(of_x, of_weight, eps as f32, normed, threads());
+    if needs_gradient(&[x, weight]) {
+        let saved = [x.detach(), weight.detach()];
+        attach(&[&out], &[x, weight], move |gradients| {
+            let [x, weight] = &saved;
+            let [normed] = &gradients[..] else {
+                return Ok(vec![None, None]);
+            };
+            // SAFETY: the caller of the forward pass promises it.
+            let [x, weight] = unsafe { norm_backward([x, weight], eps, normed.as_ref(), None)? };
+            Ok(vec![x, weight])
+        })?;
+    }
     Ok(Some(out))
 }
 
-/// Computes `silu(gate) * up` in place of the gate.
+/// Computes `sum = x + added` and the root mean square norm of the sum: returns both.
 ///
 /// # Safety
-/// Nothing else may use the storage of the gate during the call, and no thread may write to that of `up`.
-pub(super) unsafe fn silu_mul(gate: &mut Tensor, up: &Tensor) -> bool {
-    let fits = gate.size() == up.size() && are_apart(&[gate, up]);
-    if gate.requires_grad() || up.requires_grad() || !fits {
-        return false;
+/// As for [`rms_norm`], also for `added`. Nothing may write to the sum before the backward pass.
+pub(super) unsafe fn add_rms_norm(
+    [x, added]: [&Tensor; 2],
+    weight: &Tensor,
+    eps: f64,
+) -> Result<Option<[Tensor; 2]>, TchError> {
+    if !is_norm(x, weight) || x.size() != added.size() {
+        return Ok(None);
     }
-    // SAFETY: the two do not overlap. The caller promises the rest.
-    let (Some(gate), Some(up)) = (unsafe { (as_slice_mut(gate), as_slice(up)) }) else {
-        return false;
+    let (mut sum, mut out) = (empty_like(x)?, empty_like(x)?);
+    // SAFETY: as above.
+    let inputs = unsafe { (as_slice(x), as_slice(added), as_slice(weight)) };
+    // SAFETY: the outputs are new, so they have no other handles.
+    let outputs = unsafe { (as_slice_mut(&mut sum), as_slice_mut(&mut out)) };
+    let ((Some(of_x), Some(of_added), Some(of_weight)), (Some(of_sum), Some(normed))) =
+        (inputs, outputs)
+    else {
+        return Ok(None);
     };
-    ddk_kernel::silu_mul(gate, up, threads());
-    true
+    let both = [of_x, of_added];
+    ddk_kernel::add_rms_norm(both, of_weight, eps as f32, of_sum, normed, threads());
+    if needs_gradient(&[x, added, weight]) {
+        // The sum is detached, because a node that holds its own output is never freed.
+        let saved = [sum.detach(), weight.detach()];
+        attach(&[&sum, &out], &[x, added, weight], move |gradients| {
+            let [sum, weight] = &saved;
+            let [of_sum, normed] = &gradients[..] else {
+                return Ok(vec![None, None, None]);
+            };
+            // SAFETY: the caller of the forward pass promises it.
+            let [x, weight] =
+                unsafe { norm_backward([sum, weight], eps, normed.as_ref(), of_sum.as_ref())? };
+            let added = x.as_ref().map(Tensor::shallow_clone);
+            Ok(vec![x, added, weight])
+        })?;
+    }
+    Ok(Some([sum, out]))
 }
 
-/// Rotates `x` `[B, H, T, E]` in place if its layout in memory is `[B, T, H, E]`.
+/// Returns the gradients of the rows `x` and of the weight of a norm. `residual`: another gradient of the rows.
+///
+/// # Safety
+/// No thread may write to the storage of any of the tensors during the call.
+unsafe fn norm_backward(
+    [x, weight]: [&Tensor; 2],
+    eps: f64,
+    gradient: Option<&Tensor>,
+    residual: Option<&Tensor>,
+) -> Result<[Option<Tensor>; 2], TchError> {
+    let Some(gradient) = gradient else {
+        return Ok([residual.map(Tensor::shallow_clone), None]);
+    };
+    let gradient = gradient.f_contiguous()?;
+    let residual = residual.map(Tensor::f_contiguous).transpose()?;
+    let (mut of_x, mut of_weight) = (empty_like(x)?, empty_like(weight)?);
+    // SAFETY: the caller promises that no thread writes to the inputs.
+    let inputs = unsafe { (as_slice(x), as_slice(weight), as_slice(&gradient)) };
+    // SAFETY: as above.
+    let residual = residual
+        .as_ref()
+        .map(|residual| unsafe { as_slice(residual) });
+    // SAFETY: the outputs are new, so they have no other handles.
+    let outputs = unsafe { (as_slice_mut(&mut of_x), as_slice_mut(&mut of_weight)) };
+    let ((Some(x), Some(weight), Some(gradient)), (Some(x_gradient), Some(weight_gradient))) =
+        (inputs, outputs)
+    else {
+        return Err(unexpected());
+    };
+    let inputs = NormInputs {
+        x,
+        weight,
+        eps: eps as f32,
+        gradient,
+        residual: residual
+            .map(|residual| residual.ok_or_else(unexpected))
+            .transpose()?,
+    };
+    ddk_kernel::rms_norm_backward(&inputs, x_gradient, weight_gradient, threads());
+    Ok([Some(of_x), Some(of_weight)])
+}
+
+/// Computes `silu(gate) * up`.
+///
+/// # Safety
+/// No thread may write to the storage of `gate` or `up` during the call, or before the backward pass.
+pub(super) unsafe fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Option<Tensor>, TchError> {
+    if gate.size() != up.size() {
+        return Ok(None);
+    }
+    let mut out = empty_like(gate)?;
+    // SAFETY: the caller promises that no thread writes to the inputs. The output is new.
+    let slices = unsafe { (as_slice(gate), as_slice(up), as_slice_mut(&mut out)) };
+    let (Some(of_gate), Some(of_up), Some(product)) = slices else {
+        return Ok(None);
+    };
+    ddk_kernel::silu_mul(of_gate, of_up, product, threads());
+    if needs_gradient(&[gate, up]) {
+        let saved = [gate.detach(), up.detach()];
+        attach(&[&out], &[gate, up], move |gradients| {
+            let [gate, up] = &saved;
+            let Some(Some(gradient)) = gradients.first() else {
+                return Ok(vec![None, None]);
+            };
+            let gradient = gradient.f_contiguous()?;
+            let (mut of_gate, mut of_up) = (empty_like(gate)?, empty_like(up)?);
+            // SAFETY: the caller of the forward pass promises that no thread writes to the inputs.
+            let inputs = unsafe { (as_slice(gate), as_slice(up), as_slice(&gradient)) };
+            // SAFETY: the outputs are new, so they have no other handles.
+            let outputs = unsafe { (as_slice_mut(&mut of_gate), as_slice_mut(&mut of_up)) };
+            let ((Some(gate), Some(up), Some(gradient)), (Some(gate_gradient), Some(up_gradient))) =
+                (inputs, outputs)
+            else {
+                return Err(unexpected());
+            };
+            let inputs = [gate, up, gradient];
+            ddk_kernel::silu_mul_backward(inputs, gate_gradient, up_gradient, threads());
+            Ok(vec![Some(of_gate), Some(of_up)])
+        })?;
+    }
+    Ok(Some(out))
+}
+
+/// Rotates `x` `[B, H, T, E]` if its layout in memory is `[B, T, H, E]`. Without a backward pass, in place.
 ///
 /// # Safety
 /// Nothing else may use the storage of `x` during the call, and no thread may write to that of the tables.
-pub(super) unsafe fn rotate(x: &Tensor, (cos, sin): &Tables) -> Result<bool, TchError> {
+pub(super) unsafe fn rotate(x: &Tensor, tables: &Tables) -> Result<Option<Tensor>, TchError> {
+    let (cos, sin) = tables;
     let &[_, heads, time, width] = &x.size()[..] else {
-        return Ok(false);
+        return Ok(None);
     };
     let fits = |table: &Tensor| table.size() == [time, width];
-    if x.requires_grad() || !fits(cos) || !fits(sin) || width % 2 != 0 {
-        return Ok(false);
+    if !fits(cos) || !fits(sin) || width % 2 != 0 {
+        return Ok(None);
     }
-    let mut by_position = x.f_transpose(1, 2)?;
-    if !are_apart(&[&by_position, cos]) || !are_apart(&[&by_position, sin]) {
-        return Ok(false);
+    let by_position = x.f_transpose(1, 2)?;
+    if !by_position.is_contiguous() {
+        return Ok(None);
     }
-    // SAFETY: `x` is not read in between, and it does not overlap the tables, which are only read. The caller
-    // promises the rest.
-    let slices = unsafe { (as_slice_mut(&mut by_position), as_slice(cos), as_slice(sin)) };
-    let (Some(x), Some(cos), Some(sin)) = slices else {
-        return Ok(false);
+    let is_recorded = needs_gradient(&[x]);
+    let mut out = by_position.f_detach()?;
+    if is_recorded {
+        let mut copy = empty_like(&out)?;
+        copy.f_copy_(&out)?;
+        out = copy;
+    }
+    // SAFETY: the output is a copy, or nothing else uses its storage. The tables are only read, and they are tensors of
+    // their own.
+    let slices = unsafe { (as_slice_mut(&mut out), as_slice(cos), as_slice(sin)) };
+    let (Some(turned), Some(of_cos), Some(of_sin)) = slices else {
+        return Ok(None);
     };
-    ddk_kernel::rotate(x, heads as usize, cos, sin, width as usize, threads());
-    Ok(true)
+    let (heads, width) = (heads as usize, width as usize);
+    ddk_kernel::rotate(turned, heads, of_cos, of_sin, width, threads());
+    if is_recorded {
+        let saved = [cos.detach(), sin.detach()];
+        attach(&[&out], &[&by_position], move |gradients| {
+            let Some(Some(gradient)) = gradients.first() else {
+                return Ok(vec![None]);
+            };
+            let gradient = gradient.f_contiguous()?;
+            let mut out = empty_like(&gradient)?;
+            // SAFETY: tables are written once, when they are created. The output is new.
+            let slices = unsafe {
+                let tables = (as_slice(&saved[0]), as_slice(&saved[1]));
+                (as_slice(&gradient), tables, as_slice_mut(&mut out))
+            };
+            let (Some(gradient), (Some(cos), Some(sin)), Some(turned)) = slices else {
+                return Err(unexpected());
+            };
+            ddk_kernel::rotate_backward(gradient, heads, [cos, sin], width, turned, threads());
+            Ok(vec![Some(out)])
+        })?;
+    }
+    Ok(Some(out.f_transpose(1, 2)?))
+}
+
+fn is_norm(x: &Tensor, weight: &Tensor) -> bool {
+    let width = weight.size();
+    width.len() == 1 && x.size().ends_with(&width)
+}
+
+/// Returns a contiguous tensor outside of the graph.
+fn empty_like(tensor: &Tensor) -> Result<Tensor, TchError> {
+    Tensor::f_empty(tensor.size(), (tensor.kind(), tensor.device()))
+}
+
+/// A gradient has the dtype and the device of its tensor, so this does not happen.
+fn unexpected() -> TchError {
+    TchError::Torch("a gradient of another dtype or device".to_owned())
 }
 
 #[cfg(test)]
@@ -88,30 +251,32 @@ mod tests {
         Tensor::zeros(size, (Kind::Float, Device::Cpu))
     }
 
-    /// Inputs that do not fit are left to libtorch, and nothing is written.
+    /// Inputs that do not fit are left to libtorch.
     #[test]
-    fn shapes_that_do_not_fit_and_shared_memory_are_left_to_libtorch() {
+    fn shapes_and_dtypes_that_do_not_fit_are_left_to_libtorch() {
         let whole = Tensor::ones([4, 6], (Kind::Float, Device::Cpu));
-        let same =
-            |tensor: &Tensor| tensor.equal(&Tensor::ones([4, 6], (Kind::Float, Device::Cpu)));
         // SAFETY: there is one thread, and no other handle is used during a call.
         unsafe {
             assert!(rms_norm(&whole, &zeros(&[4]), 1e-6).unwrap().is_none());
             assert!(rms_norm(&whole, &zeros(&[2, 3]), 1e-6).unwrap().is_none());
             assert!(rms_norm(&whole, &zeros(&[6]), 1e-6).unwrap().is_some());
-            let mut gate = whole.shallow_clone();
-            assert!(!silu_mul(&mut gate, &whole));
-            assert!(!silu_mul(&mut gate, &zeros(&[6, 4])));
-            assert!(same(&whole));
-            assert!(silu_mul(&mut gate, &zeros(&[4, 6])));
-            assert!(!same(&whole));
+            let doubles = whole.to_kind(Kind::Double);
+            assert!(
+                rms_norm(&doubles, &doubles.select(0, 0), 1e-6)
+                    .unwrap()
+                    .is_none()
+            );
+            let both = |other: &Tensor| add_rms_norm([&whole, other], &zeros(&[6]), 1e-6).unwrap();
+            assert!(both(&zeros(&[6])).is_none() && both(&zeros(&[4, 6])).is_some());
+            assert!(silu_mul(&whole, &zeros(&[6, 4])).unwrap().is_none());
+            assert!(silu_mul(&whole, &zeros(&[4, 6])).unwrap().is_some());
             let x = zeros(&[1, 3, 2, 4]).transpose(1, 2);
             let tables = |time, width| (zeros(&[time, width]), zeros(&[time, width]));
-            assert!(rotate(&x, &tables(3, 4)).unwrap());
-            assert!(!rotate(&x, &tables(2, 4)).unwrap());
-            assert!(!rotate(&x, &tables(3, 8)).unwrap());
+            assert!(rotate(&x, &tables(3, 4)).unwrap().is_some());
+            assert!(rotate(&x, &tables(2, 4)).unwrap().is_none());
+            assert!(rotate(&x, &tables(3, 8)).unwrap().is_none());
             let odd = zeros(&[1, 3, 2, 3]).transpose(1, 2);
-            assert!(!rotate(&odd, &tables(3, 3)).unwrap());
+            assert!(rotate(&odd, &tables(3, 3)).unwrap().is_none());
         }
     }
 }

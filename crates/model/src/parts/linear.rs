@@ -37,12 +37,6 @@ impl Linear {
         })
     }
 
-    /// Whether the weight accumulates no gradient, in any grad mode. The mode must not matter, because a
-    /// recomputation for the backward pass must give the same bits.
-    pub(crate) fn is_frozen(&self) -> bool {
-        !self.weight.requires_grad()
-    }
-
     /// `[.., in]` to `[.., out]`, in the dtype of `x`. Master weights of another dtype are cast for the matmul.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         let kind = x.kind();

@@ -43,13 +43,15 @@ impl Mlp {
         let up_btf = self.up.forward(x_btd)?;
         let inner_btf = match &self.gate {
             Some(gate) => {
-                let mut gate_btf = gate.forward(x_btd)?;
-                let can = matches!(self.activation, Activation::Silu) && self.down.is_frozen();
-                // SAFETY: the matmuls just created both tensors, and only this function holds them.
-                if can && unsafe { fused::silu_mul(&mut gate_btf, &up_btf) } {
-                    gate_btf
-                } else {
-                    self.activate(&gate_btf)?.f_mul(&up_btf)?
+                let gate_btf = gate.forward(x_btd)?;
+                let product = match self.activation {
+                    // SAFETY: the matmuls just created both tensors, and only this function and the graph hold them.
+                    Activation::Silu => unsafe { fused::silu_mul(&gate_btf, &up_btf)? },
+                    Activation::GeluTanh => None,
+                };
+                match product {
+                    Some(product) => product,
+                    None => self.activate(&gate_btf)?.f_mul(&up_btf)?,
                 }
             }
             None => self.activate(&up_btf)?,

@@ -39,6 +39,24 @@ impl Norm {
         })
     }
 
+    /// Adds two tensors, and returns their sum and its norm.
+    pub(crate) fn of_sum(&self, x: &Tensor, added: &Tensor) -> Result<[Tensor; 2], TchError> {
+        if let NormSpec::Rms {
+            eps,
+            plus_one: false,
+        } = self.design
+        {
+            let weight = cast(&self.weight, x.kind())?;
+            // SAFETY: as in `forward`.
+            if let Some(both) = unsafe { fused::add_rms_norm([x, added], &weight, eps)? } {
+                return Ok(both);
+            }
+        }
+        let sum = x.f_add(added)?;
+        let normed = self.forward(&sum)?;
+        Ok([sum, normed])
+    }
+
     /// `[.., D]` to `[.., D]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         let width = self.weight.size();

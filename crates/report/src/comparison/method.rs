@@ -54,7 +54,8 @@ pub struct MethodResult {
     pub teacher_head_flops: Spread,
     /// FLOPs of the student's training, including preliminary runs.
     pub student_flops: Spread,
-    /// FLOPs of evaluations, including preliminary runs.
+    /// FLOPs of the student's evaluations, including preliminary runs. The teacher's evaluation is left out, because
+    /// only the first run that needs it computes it.
     pub evaluation_flops: Spread,
     /// FLOPs of evaluation and mixture during the run, as a share of the training's FLOPs.
     pub mixture_flops_share: Spread,
@@ -122,7 +123,9 @@ impl MethodResult {
             teacher_flops_saved: spread(&|run| run.cost(|costs| costs.teacher_flops_saved)),
             teacher_head_flops: spread(&|run| run.cost(|costs| costs.teacher_head_flops)),
             student_flops: spread(&|run| run.cost(|costs| costs.student_flops)),
-            evaluation_flops: spread(&|run| run.cost(|costs| costs.evaluation_flops)),
+            evaluation_flops: spread(&|run| {
+                run.cost(|costs| costs.evaluation_flops - costs.teacher_evaluation_flops)
+            }),
             mixture_flops_share: spread(&|run| run.summary.mixture_flops_share),
             mixture_seconds_share: spread(&|run| run.summary.mixture_seconds_share),
             seconds: spread(&|run| run.cost(|costs| costs.seconds)),

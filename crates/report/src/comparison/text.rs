@@ -104,8 +104,9 @@ fn of_group(group: &Group, reference: Option<&str>) -> Vec<Block> {
     }
     section("Tokens drawn", "", Some(tokens(group)));
     let about = "FLOPs count the models' matrix products, including preliminary runs (DoReMi's reference and proxy, \
-                 TED's filters). *Evaluation and mixture* is the cost of steering, as a share of the training's FLOPs \
-                 and of its time. Methods that do not steer evaluate only at the start and at the end.";
+                 TED's filters). Evaluation FLOPs are the student's: only the first run evaluates the teacher, for all \
+                 methods. Evaluation and mixture are the cost of steering, as a share of the training's FLOPs and of \
+                 its time. Methods that do not steer evaluate only at the start and at the end.";
     let about = format!("{about}{}", cached(group));
     section("Cost", &about, Some(costs(group, reference)));
     if let Some(scores) = scores(group) {
@@ -172,6 +173,7 @@ fn title(column: &str) -> String {
     column
         .replace("worst_gap", "worst domain's gap")
         .replace("perplexity.", "perplexity of ")
+        .replace("token_weighted", "token-weighted")
         .replace('_', " ")
 }
 
