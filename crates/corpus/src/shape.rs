@@ -261,7 +261,7 @@ impl Fields {
         self.fields.iter().map(|field| field.texts).collect()
     }
 
-    /// Number of records of which the fields of a shape can be used.
+    /// Number of records whose fields have what a shape needs.
     pub(crate) fn usable(&self, shape: &Shape) -> u64 {
         let count = |name: &str, of: fn(&Field) -> u64| {
             let field = self.fields.iter().find(|field| field.name == name);

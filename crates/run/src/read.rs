@@ -25,7 +25,7 @@ pub fn summary(folder: &Path) -> Result<Summary, RunFileError> {
     record(&folder.join("summary.json"))
 }
 
-/// Reads the first mixture of `mixture.jsonl`: the perplexities that a run started with. `None` if there is none yet.
+/// Reads the first mixture of `mixture.jsonl`, with the perplexities at the start. `None` if there is none yet.
 ///
 /// # Errors
 /// If the file cannot be read.

@@ -20,7 +20,7 @@ struct Backward {
 };
 
 struct RustNode : torch::autograd::Node {
-  RustNode(edge_list &&edges, Backward function) : Node(std::move(edges)), function(function) {}
+  explicit RustNode(Backward function) : function(function) {}
 
   ~RustNode() override { release_variables(); }
 
@@ -80,11 +80,13 @@ bool ddk_needs_gradient(at::Tensor *const *inputs, size_t count) {
 bool ddk_attach(at::Tensor *const *outputs, size_t output_count, at::Tensor *const *inputs, size_t input_count,
                 Backward function) {
   try {
+    // First, so that the node frees the state whatever fails after it.
+    std::shared_ptr<RustNode> node(new RustNode(function), torch::autograd::deleteNode);
     edge_list edges;
     for (size_t index = 0; index < input_count; ++index) {
       edges.push_back(torch::autograd::impl::gradient_edge(*inputs[index]));
     }
-    std::shared_ptr<RustNode> node(new RustNode(std::move(edges), function), torch::autograd::deleteNode);
+    node->set_next_edges(std::move(edges));
     for (size_t index = 0; index < output_count; ++index) {
       torch::autograd::create_gradient_edge(*outputs[index], node);
     }

@@ -21,7 +21,7 @@ const RECORDS: [&str; 4] = [
 /// The folder of the preliminary runs. A comparison reads only what they cost.
 const PHASES: &str = "phases";
 
-/// Copies the records of a finished run to the archive, unless there is none or it has them.
+/// Copies the records of a finished run to the archive. Does nothing if the archive has them, or if there is none.
 pub(super) fn keep(run: &Planned) -> Result<()> {
     let Some(archive) = run
         .archive
