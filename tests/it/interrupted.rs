@@ -366,11 +366,9 @@ fn a_grace_that_is_over_ends_the_run_at_once() {
     let (status, said) = started.wait();
     assert_eq!(status.code(), Some(143), "{said}");
     assert!(said.contains("recovery.shutdown_grace_seconds"), "{said}");
-    assert_eq!(
-        newest_checkpoint(&world),
-        Some(3),
-        "nothing was saved in the stall"
-    );
+    // On a busy disk, the background save of step 3 may not be complete yet. No later step may be saved.
+    let saved = newest_checkpoint(&world);
+    assert!(saved.is_none_or(|step| step == 3), "{saved:?}: {said}");
     world.succeed(&["train", "config.toml"]);
     assert!(whole.trajectory() == world.trajectory());
 }
