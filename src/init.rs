@@ -2,6 +2,8 @@
 
 mod domains;
 mod found;
+mod patterns;
+mod skipped;
 mod student;
 
 use std::{fs, path::Path};
@@ -14,7 +16,10 @@ use ddk_run::view::counted;
 
 use crate::cli;
 
-use self::{domains::FoundDomain, student::Student};
+use self::{
+    domains::{Found, FoundDomain},
+    student::Student,
+};
 
 /// Writes a commented configuration for two model folders and a folder of text.
 ///
@@ -34,8 +39,9 @@ pub fn run(args: &cli::Init) -> Result<()> {
     };
     let teacher = teacher.usage()?;
     let student = Student::of(args, &teacher, folder)?;
-    let domains = domains::find(args)?;
-    let text = render(args, &teacher, &student, &domains)?;
+    let Found { domains, skipped } = domains::find(args)?;
+    let mut text = render(args, &teacher, &student, &domains)?;
+    skipped.iter().for_each(|table| text.push_str(table));
     fs::write(&args.out, text).with_context(|| format!("cannot write {}", args.out.display()))?;
     let out = args.out.display();
     let count = counted(domains.len() as u64, "domain");
@@ -46,6 +52,11 @@ pub fn run(args: &cli::Init) -> Result<()> {
         say(&format!(
             "set domains.{}.tokenizer in {out} to the folder of the tokenizer that made its ids",
             domain.name
+        ));
+    }
+    if !skipped.is_empty() {
+        say(&format!(
+            "{out} ends with commented tables for skipped files whose text field is unknown"
         ));
     }
     let chats = domains.iter().find(|domain| domain.shape.is_chat());
@@ -188,7 +199,7 @@ fn render(
     let suited = Suited::here(of_teacher, &student.config, length.unsigned_abs());
     text = suited.write_into(&text, is_served);
     for domain in domains {
-        text.push_str(&domain.table());
+        text.push_str(&domain.table(has_chats));
     }
     Ok(text)
 }

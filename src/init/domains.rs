@@ -1,7 +1,7 @@
 //! Finds the domains for a configuration: what each file of the data is, and where its text is.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     path::{Component, Path, PathBuf},
 };
@@ -13,7 +13,7 @@ use ddk_corpus::{
 use ddk_jobs::{hint::Hint, hub, prepare::advise, progress::say};
 use ddk_settings::Settings;
 
-use super::{domain_name, found};
+use super::{domain_name, found, patterns::patterns, skipped};
 use crate::cli;
 
 /// A domain for the configuration.
@@ -31,13 +31,16 @@ pub struct FoundDomain {
 }
 
 impl FoundDomain {
-    /// Its table in the configuration, with a comment that says what DDK found.
-    pub fn table(&self) -> String {
-        // A JSON string is a TOML string too.
-        let quote = |text: &str| serde_json::Value::from(text).to_string();
-        let files: Vec<String> = self.files.iter().map(|file| quote(file)).collect();
-        let mut text = format!("\n# {}\n[domains.{}]\n", self.note, key(&self.name));
-        text.push_str(&format!("files = [{}]\n", files.join(", ")));
+    /// Its table in the configuration, with a comment that says what DDK found. `has_chats`: whether another domain has
+    /// conversations.
+    pub fn table(&self, has_chats: bool) -> String {
+        let mut text = format!("\n# {}\n", self.note);
+        if has_chats && matches!(self.shape, Shape::Prompt { .. }) {
+            text.push_str(
+                "# These records are not conversations, so DDK does not apply the chat template to them.\n",
+            );
+        }
+        text.push_str(&head(&self.name, &self.files));
         for (key, value) in self.shape.settings() {
             text.push_str(&format!("{key} = {}\n", quote(&value)));
         }
@@ -56,14 +59,34 @@ impl FoundDomain {
     }
 }
 
+/// The first lines of a domain's table.
+pub(super) fn head(name: &str, files: &[String]) -> String {
+    let files: Vec<String> = files.iter().map(|file| quote(file)).collect();
+    format!("[domains.{}]\nfiles = [{}]\n", key(name), files.join(", "))
+}
+
+/// A string of TOML, which a JSON string is too.
+pub(super) fn quote(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
 /// A name as a key of TOML.
 fn key(name: &str) -> String {
     let is_bare = |letter: char| letter.is_ascii_alphanumeric() || "-_".contains(letter);
     if !name.is_empty() && name.chars().all(is_bare) {
         name.to_owned()
     } else {
-        serde_json::Value::from(name).to_string()
+        quote(name)
     }
+}
+
+/// What DDK found in the data.
+#[derive(Debug)]
+pub struct Found {
+    /// The domains for the configuration.
+    pub domains: Vec<FoundDomain>,
+    /// Tables of domains for skipped files. The user must choose their fields.
+    pub skipped: Vec<String>,
 }
 
 /// Finds the domains: one for each file and each folder in the data, or one for each value of `--domain-field`. Prints
@@ -71,7 +94,7 @@ fn key(name: &str) -> String {
 ///
 /// # Errors
 /// If the data cannot be read, or contains no text.
-pub fn find(args: &cli::Init) -> Result<Vec<FoundDomain>> {
+pub fn find(args: &cli::Init) -> Result<Found> {
     let mut entries = Vec::new();
     let data = args.data.to_string_lossy();
     let of_hub = hub::files(&data)?;
@@ -113,7 +136,10 @@ pub fn find(args: &cli::Init) -> Result<Vec<FoundDomain>> {
             .hint(no_text_hint(&entries))
             .usage();
     }
-    Ok(domains)
+    Ok(Found {
+        domains,
+        skipped: entries.iter().flat_map(skipped::tables).collect(),
+    })
 }
 
 /// What to do if no file has a text.
@@ -144,18 +170,18 @@ fn print(data: &Path, entries: &[Entry]) {
     }
     let most = Settings::default().corpus.max_bad_fraction;
     let files = entries.iter().flat_map(|entry| &entry.files);
-    lines.extend(files.filter_map(|file| found::warning(file, most)));
+    lines.extend(files.flat_map(|file| found::warnings(file, most)));
     lines.iter().for_each(|line| say(line));
 }
 
 /// A file or folder of the data, with the files in it.
-struct Entry {
-    path: PathBuf,
-    name: String,
-    is_folder: bool,
+pub(super) struct Entry {
+    pub(super) path: PathBuf,
+    pub(super) name: String,
+    pub(super) is_folder: bool,
     /// Whether it is a data set on the Hub. Its path is then its name there.
-    is_of_hub: bool,
-    files: Vec<Detected>,
+    pub(super) is_of_hub: bool,
+    pub(super) files: Vec<Detected>,
 }
 
 impl Entry {
@@ -261,50 +287,6 @@ fn with_field(file: &Detected, field: &str) -> Result<Shape, String> {
         "no field `{field}`: the fields are `{}`",
         file.fields.join("`, `")
     ))
-}
-
-/// Paths or globs that select exactly these of an entry's files.
-fn patterns(entry: &Entry, files: &[&Detected]) -> Vec<String> {
-    let paths = |files: &[&Detected]| -> Vec<String> {
-        let path = |file: &&Detected| file.path.display().to_string();
-        files.iter().map(path).collect()
-    };
-    if entry.is_of_hub {
-        return vec![entry.path.display().to_string()];
-    }
-    if !entry.is_folder {
-        return paths(files);
-    }
-    let folder = entry.path.display().to_string();
-    let is_chosen = |file: &Detected| files.iter().any(|chosen| chosen.path == file.path);
-    // DDK skips hidden files and descriptions of data sets by itself.
-    let read = |file: &&Detected| {
-        let reason = file.shape.as_ref().err();
-        !reason.is_some_and(|reason| ["hidden", "describes a data set"].contains(&&**reason))
-    };
-    if entry.files.iter().filter(read).all(is_chosen) {
-        return vec![folder];
-    }
-    let ending_of = |file: &Detected| {
-        let name = file.path.file_name().unwrap_or_default().to_string_lossy();
-        name.strip_prefix(&file.stem())
-            .unwrap_or_default()
-            .to_owned()
-    };
-    // Whether the endings select chosen files only.
-    let mut endings: BTreeMap<String, bool> = BTreeMap::new();
-    for file in &entry.files {
-        let ending = ending_of(file);
-        let selects = !ending.is_empty() && is_chosen(file);
-        *endings.entry(ending).or_insert(true) &= selects;
-    }
-    let selects = |file: &&Detected| endings.get(&ending_of(file)) == Some(&true);
-    if files.len() == 1 || folder.contains(['*', '?', '[', ']']) || !files.iter().all(selects) {
-        return paths(files);
-    }
-    let chosen: BTreeSet<String> = files.iter().map(|file| ending_of(file)).collect();
-    let glob = |ending: &String| format!("{folder}/**/*{ending}");
-    chosen.iter().map(glob).collect()
 }
 
 /// Says what the files of a domain are.

@@ -86,17 +86,19 @@ fn ignored(file: &Detected) -> String {
     file.ignored().map(name).unwrap_or_default()
 }
 
-/// Warns about a file with more unusable records than `ddk prepare` allows by default.
-pub(super) fn warning(file: &Detected, most: f64) -> Option<String> {
+/// Warns about a file with more unusable records than `ddk prepare` allows by default, and about unusual conversations.
+pub(super) fn warnings(file: &Detected, most: f64) -> Vec<String> {
     let too_many = file.shape.is_ok() && file.bad as f64 > most * file.records as f64;
-    too_many.then(|| {
+    let too_many = too_many.then(|| {
         format!(
-            "warning: {}: {} of {} records cannot be used, more than corpus.max_bad_fraction = {most} allows",
-            file.path.display(),
-            file.bad,
-            file.records
+            "{} of {} records cannot be used, more than corpus.max_bad_fraction = {most} allows",
+            file.bad, file.records
         )
-    })
+    });
+    let all = format!("{} conversations", file.records - file.bad);
+    let all = too_many.into_iter().chain(file.doubts.describe(&all));
+    let path = file.path.display();
+    all.map(|what| format!("warning: {path}: {what}")).collect()
 }
 
 /// A line about several files of the same kind.

@@ -88,7 +88,7 @@ fn megatron(documents: &[Vec<u32>]) -> [Vec<u8>; 2] {
     [index, data]
 }
 
-fn lines(records: impl IntoIterator<Item = Value>) -> Vec<u8> {
+pub(crate) fn lines(records: impl IntoIterator<Item = Value>) -> Vec<u8> {
     let lines = records.into_iter().map(|record| format!("{record}\n"));
     lines.collect::<String>().into_bytes()
 }
@@ -100,14 +100,14 @@ struct Expected {
 }
 
 /// A folder of data, and what it must become.
-struct Data {
-    world: World,
+pub(crate) struct Data {
+    pub(crate) world: World,
     texts: Vec<String>,
     expected: BTreeMap<&'static str, Expected>,
 }
 
 impl Data {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let world = World::new();
         let read = |domain: &str| {
             let path = world.path().join(format!("sources/{domain}.jsonl"));
@@ -128,18 +128,18 @@ impl Data {
         data
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
         self.world.path().join("data").join(name)
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) {
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
     }
 
     /// The first texts.
-    fn some(&self, count: usize) -> Vec<String> {
+    pub(crate) fn some(&self, count: usize) -> Vec<String> {
         self.texts[..count].to_vec()
     }
 
@@ -311,7 +311,7 @@ impl Data {
         self.expect("cut", &texts, 1);
     }
 
-    fn init(&self, more: &[&str]) -> (bool, String) {
+    pub(crate) fn init(&self, more: &[&str]) -> (bool, String) {
         let models = [
             "init",
             "--teacher",
@@ -504,96 +504,4 @@ fn a_folder_with_every_format_becomes_a_trained_step() {
     let steps = fs::read_to_string(data.world.path().join("runs/formats/run.jsonl")).unwrap();
     let step: Value = serde_json::from_str(steps.lines().next().unwrap()).unwrap();
     assert!(step["ce_loss"].as_f64().unwrap() > 0.0, "{steps}");
-}
-
-#[test]
-fn a_file_is_a_domain_and_conversations_name_their_field() {
-    let data = Data::new();
-    let texts = data.some(20);
-    let turns = |text: &String| {
-        let asked = json!({ "role": "user", "content": "Speak." });
-        json!({ "messages": [asked, { "role": "assistant", "content": text }] })
-    };
-    data.write("chat.jsonl", &lines(texts.iter().map(turns)));
-    let (succeeded, said) = data.init(&["--data", "data/chat.jsonl", "--out", "chat.toml"]);
-    assert!(
-        succeeded && said.contains("1 domain in chat.toml"),
-        "{said}"
-    );
-    // These models cannot chat.
-    let warning = "warning: chat contains conversations, which need a chat template: tokenizer models/student: it \
-                   has no chat template";
-    assert!(
-        said.contains(warning) && said.contains("copy chat_template.jinja"),
-        "{said}"
-    );
-    let template = data.world.path().join("models/student/chat_template.jinja");
-    fs::write(&template, "{{ messages[0].content }}").unwrap();
-    let (succeeded, said) = data.init(&["--data", "data/chat.jsonl", "--out", "with.toml"]);
-    assert!(succeeded && !said.contains("warning"), "{said}");
-    fs::remove_file(template).unwrap();
-    let config = fs::read_to_string(data.world.path().join("chat.toml")).unwrap();
-    for text in [
-        "[domains.chat]",
-        "files = [\"data/chat.jsonl\"]",
-        "messages_field = \"messages\"",
-        "completion_only_loss = true",
-        "name = \"student-from-teacher-on-chat\"",
-        "dir = \"prepared/student-from-teacher-on-chat\"",
-        "lr = 3e-5 ",
-        "# [samples]\n# prompts = [",
-    ] {
-        assert!(config.contains(text), "no {text} in {config}");
-    }
-    let (succeeded, said) = data.init(&["--data", "data/chats.jsonl", "--out", "wrong.toml"]);
-    assert!(
-        !succeeded
-            && said.contains("there is no file or folder data/chats.jsonl")
-            && said.contains("hf://datasets/data/chats.jsonl"),
-        "{said}"
-    );
-    // Nothing that is a text: each file has its reason.
-    data.write("photos/one.png", b"\x89PNG\r\n\x1a\n\0\0");
-    let (succeeded, said) = data.init(&["--data", "data/photos", "--out", "none.toml"]);
-    assert!(
-        !succeeded && said.contains("data/photos contains no text"),
-        "{said}"
-    );
-    assert!(
-        said.contains("one.png: skipped: binary: a PNG image"),
-        "{said}"
-    );
-    assert!(!data.world.path().join("none.toml").exists());
-    // A field that the user names.
-    data.write("sides.jsonl", b"{\"left\": \"a\", \"right\": \"b\"}\n");
-    let sides = [
-        "--data",
-        "data/sides.jsonl",
-        "--out",
-        "sides.toml",
-        "--text-field",
-    ];
-    let (succeeded, said) = data.init(&sides[..4]);
-    assert!(
-        !succeeded
-            && said.contains("hint: name the field that contains the text with --text-field"),
-        "{said}"
-    );
-    let (succeeded, said) = data.init(&[&sides[..], &["right"]].concat());
-    assert!(succeeded, "{said}");
-    let config = fs::read_to_string(data.world.path().join("sides.toml")).unwrap();
-    assert!(config.contains("text_field = \"right\""), "{config}");
-    let sides = [
-        "--data",
-        "data/sides.jsonl",
-        "--out",
-        "more.toml",
-        "--text-field",
-        "top",
-    ];
-    let (succeeded, said) = data.init(&sides);
-    assert!(
-        !succeeded && said.contains("no field `top`: the fields are `left`, `right`"),
-        "{said}"
-    );
 }

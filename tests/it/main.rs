@@ -27,6 +27,7 @@ mod extended;
 mod faults;
 mod formats;
 mod hub;
+mod init;
 mod interrupted;
 mod lanes;
 mod mixtures;

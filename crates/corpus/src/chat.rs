@@ -1,5 +1,6 @@
 //! Renders conversations with a tokenizer's chat template, as transformers' `apply_chat_template` does.
 
+mod doubts;
 mod jinja;
 mod messages;
 mod turns;
@@ -18,6 +19,7 @@ use crate::{CorpusError, TokenizerFolder, document::Document, quarantine::Unusab
 use jinja::Rendered;
 use messages::Conversation;
 
+pub use doubts::Doubts;
 pub(crate) use messages::{is_assistant, is_speaker};
 
 /// The name of the template for conversations without tools, and of the one for those with tools.
@@ -48,6 +50,7 @@ impl Chat {
             text: turns.text,
             learned: turns.learned,
             rewritten: turns.rewritten,
+            doubts: conversation.doubts,
         })
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    CorpusError, FileFormat,
+    CorpusError, Doubts, FileFormat,
     documents::{parse, text, without_mark},
     format::{Compression, Format, IS_LFS, LFS, decide, pair, stem},
     megatron::Index,
@@ -47,6 +47,8 @@ pub struct Detected {
     pub fields: Vec<String>,
     /// Number of records with a text in each of these fields.
     pub texts: Vec<u64>,
+    /// What is unusual in its conversations.
+    pub doubts: Doubts,
 }
 
 impl Detected {
@@ -61,6 +63,7 @@ impl Detected {
             shape: Err(reason.into()),
             fields: Vec::new(),
             texts: Vec::new(),
+            doubts: Doubts::default(),
         }
     }
 
@@ -341,6 +344,7 @@ fn look_at_records(file: &SourceFile) -> Result<Detected, CorpusError> {
     };
     if let Ok(shape) = &detected.shape {
         detected.bad = detected.records - fields.usable(shape);
+        detected.doubts = fields.doubts(shape);
     }
     detected.fields = fields.names();
     detected.texts = fields.texts();

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::chat::Doubts;
+
 /// What a document contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Document {
@@ -17,6 +19,8 @@ pub(crate) enum Document {
         learned: Vec<Range<usize>>,
         /// Whether some of the assistant's turns are not learned, because the template changes them later.
         rewritten: bool,
+        /// What is unusual in the conversation.
+        doubts: Doubts,
     },
     /// Token ids that others made.
     Tokens {

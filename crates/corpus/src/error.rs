@@ -26,12 +26,14 @@ pub enum CorpusError {
         source: io::Error,
     },
     /// A pattern that matches nothing.
-    #[error("domain `{domain}`: `{pattern}` matches no file")]
+    #[error("domain `{domain}`: `{pattern}` matches no file{}", within(folder.as_deref()))]
     NoFiles {
         /// The domain.
         domain: String,
         /// The file, folder or glob from the configuration.
         pattern: String,
+        /// The folder where it starts if it is relative.
+        folder: Option<PathBuf>,
     },
     /// An invalid glob.
     #[error("domain `{domain}`: `{pattern}` is not a valid pattern: {reason}")]
@@ -172,6 +174,10 @@ pub enum CorpusError {
 fn with_hash(folder: &Path, hash: &str) -> String {
     let start = hash.get(..16).unwrap_or(hash);
     format!("{} (tokenizer.json {start})", folder.display())
+}
+
+fn within(folder: Option<&Path>) -> String {
+    folder.map_or_else(String::new, |folder| format!(" in {}", folder.display()))
 }
 
 fn refused(count: usize, files: &[(PathBuf, String)]) -> String {

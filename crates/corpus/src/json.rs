@@ -226,8 +226,8 @@ impl<R: BufRead> Scanner<R> {
         Ok(Some(serde_json::from_slice(&bytes).unwrap_or_default()))
     }
 
-    /// Decides the layout by the first object of the file. A file without JSON counts as lines, each of which then
-    /// says what is wrong with it.
+    /// Decides the layout by the first object of the file. A file without JSON is read line by line, so
+    /// that each line gets an error of its own.
     fn layout(&mut self) -> io::Result<Layout> {
         match self.peek()? {
             Some(b'[') => return Ok(Layout::Array),

@@ -58,7 +58,7 @@ mod tokenizer;
 mod train_tokenizer;
 mod writing;
 
-pub use chat::{Chat, ChatTemplate};
+pub use chat::{Chat, ChatTemplate, Doubts};
 pub use detect::{Detected, detect, detect_in};
 pub use domain::{PreparedDomain, SequenceOptions};
 pub use error::CorpusError;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    CorpusError, DomainSource, FileFormat, Quarantined, Template, document::Document,
+    CorpusError, DomainSource, Doubts, FileFormat, Quarantined, Template, document::Document,
     documents::read, error::having, survey::ONLY_ONE,
 };
 
@@ -26,6 +26,8 @@ pub struct FirstRecords {
     /// Number of conversations with turns of the assistant that are not learned, because the chat template changes
     /// them once other messages follow.
     pub rewritten: u64,
+    /// What is unusual in conversations.
+    pub doubts: Doubts,
     /// Whether these are all records.
     pub whole: bool,
 }
@@ -73,14 +75,13 @@ pub fn sample(source: &DomainSource) -> Result<FirstRecords, CorpusError> {
             match record.document {
                 Ok(document) => {
                     bytes += document.bytes();
-                    let rewritten = matches!(
-                        document,
-                        Document::Conversation {
-                            rewritten: true,
-                            ..
-                        }
-                    );
-                    sample.rewritten += u64::from(rewritten);
+                    if let Document::Conversation {
+                        rewritten, doubts, ..
+                    } = document
+                    {
+                        sample.rewritten += u64::from(rewritten);
+                        sample.doubts.merge(doubts);
+                    }
                 }
                 Err(unusable) => {
                     sample.bad += 1;

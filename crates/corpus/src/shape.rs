@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::{
-    chat::{is_assistant, is_speaker},
+    chat::{Doubts, is_assistant, is_speaker},
     pretokenized::is_ids,
 };
 
@@ -204,6 +204,8 @@ struct Field {
     answered: u64,
     /// These without a speaker that DDK does not know.
     known: u64,
+    /// What is unusual in these.
+    doubts: Doubts,
     ids: u64,
     /// Whether a list holds the label of masked tokens.
     has_masks: bool,
@@ -247,7 +249,12 @@ impl Fields {
             field.chats += u64::from(is_chat(value));
             let is_answered = is_chat(value) && is_answered(value);
             field.answered += u64::from(is_answered);
-            field.known += u64::from(is_answered && is_known(value));
+            if is_answered && is_known(value) {
+                field.known += 1;
+                field
+                    .doubts
+                    .add(value.as_array().map_or(&[], Vec::as_slice));
+            }
             let masks = |list: &Vec<Value>| list.iter().any(|label| label.as_i64() == Some(-100));
             field.has_masks |= value.as_array().is_some_and(masks);
         }
@@ -296,6 +303,19 @@ impl Fields {
             Shape::Tokens { field, .. } => count(field, |field| field.ids),
             Shape::Text | Shape::Megatron => self.records,
         }
+    }
+
+    /// What is unusual in the conversations of a shape.
+    pub(crate) fn doubts(&self, shape: &Shape) -> Doubts {
+        let last = match shape {
+            Shape::Messages(name)
+            | Shape::Completion {
+                completion: name, ..
+            } => name,
+            _ => return Doubts::default(),
+        };
+        let field = self.fields.iter().find(|field| field.name == *last);
+        field.map_or_else(Doubts::default, |field| field.doubts.clone())
     }
 
     /// Whether most records have this.

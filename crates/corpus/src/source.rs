@@ -1,7 +1,8 @@
 //! Finds the source files of a domain.
 
 use std::{
-    fs,
+    collections::BTreeSet,
+    env, fs,
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
@@ -19,9 +20,10 @@ use crate::{
 pub struct DomainSource {
     /// The domain's name.
     pub name: String,
-    /// Files, folders (searched recursively) or globs. Files of JSON, Parquet, Arrow, CSV and TSV hold records; a file
-    /// with an extension of text or source code is one document. All but Parquet may be compressed: `.gz`, `.zst`.
-    /// DDK refuses other files. It skips hidden files and the description of a data set unless they are named.
+    /// Files, folders (searched recursively) or globs. A pattern that starts with `!` leaves files out. Files of JSON,
+    /// Parquet, Arrow, CSV and TSV hold records; a file with an extension of text or source code is one document. All
+    /// but Parquet may be compressed: `.gz`, `.zst`. DDK refuses other files. It skips hidden files and the description
+    /// of a data set unless they are named.
     pub files: Vec<String>,
     /// Files of validation documents. If there are none, documents are set aside by a hash of their content.
     pub validation_files: Vec<String>,
@@ -110,43 +112,57 @@ const LISTED: usize = 5;
 impl DomainSource {
     /// Returns the files that the patterns match, sorted by path, without duplicates.
     pub(crate) fn expand(&self, patterns: &[String]) -> Result<Vec<SourceFile>, CorpusError> {
-        let mut paths = Vec::new();
+        let (mut paths, mut left_out) = (Vec::new(), BTreeSet::new());
         for pattern in patterns {
-            let before = paths.len();
-            let path = Path::new(pattern);
-            if path.exists() {
-                walk(path, &mut paths)?;
-            } else {
-                // Skip hidden files, as `walk` does.
-                let options = glob::MatchOptions {
-                    require_literal_leading_dot: true,
-                    ..glob::MatchOptions::new()
-                };
-                let matches = glob::glob_with(pattern, options);
-                let matches = matches.map_err(|error| CorpusError::BadPattern {
-                    domain: self.name.clone(),
-                    pattern: pattern.clone(),
-                    reason: error.to_string(),
-                })?;
-                for found in matches {
-                    let found =
-                        found.map_err(|error| FileError::at("read", error.path())(error.into()))?;
-                    walk(&found, &mut paths)?;
+            match pattern.strip_prefix('!') {
+                Some(pattern) => {
+                    let found = self.matching(pattern)?;
+                    left_out.extend(found.iter().map(|path| whole(path)));
                 }
-            }
-            if paths.len() == before {
-                return Err(CorpusError::NoFiles {
-                    domain: self.name.clone(),
-                    pattern: pattern.clone(),
-                });
+                None => paths.extend(self.matching(pattern)?),
             }
         }
+        paths.retain(|path| left_out.is_empty() || !left_out.contains(&whole(path)));
         if self.format == Some(FileFormat::Megatron) {
             paths = paths.iter().flat_map(|path| pair(path)).collect();
         }
         paths.sort();
         paths.dedup();
         self.with_formats(paths)
+    }
+
+    /// Returns the files that a pattern matches.
+    fn matching(&self, pattern: &str) -> Result<Vec<PathBuf>, CorpusError> {
+        let (path, mut found) = (Path::new(pattern), Vec::new());
+        if path.exists() {
+            walk(path, &mut found)?;
+        } else {
+            // Skip hidden files, as `walk` does.
+            let options = glob::MatchOptions {
+                require_literal_leading_dot: true,
+                ..glob::MatchOptions::new()
+            };
+            let matches = glob::glob_with(pattern, options);
+            let matches = matches.map_err(|error| CorpusError::BadPattern {
+                domain: self.name.clone(),
+                pattern: pattern.to_owned(),
+                reason: error.to_string(),
+            })?;
+            for path in matches {
+                let path =
+                    path.map_err(|error| FileError::at("read", error.path())(error.into()))?;
+                walk(&path, &mut found)?;
+            }
+        }
+        if found.is_empty() {
+            let is_relative = path.is_relative();
+            return Err(CorpusError::NoFiles {
+                domain: self.name.clone(),
+                pattern: pattern.to_owned(),
+                folder: is_relative.then(|| env::current_dir().ok()).flatten(),
+            });
+        }
+        Ok(found)
     }
 
     /// Whether its documents may have tokens that need not be predicted.
@@ -205,6 +221,11 @@ impl SourceFile {
             format,
         })
     }
+}
+
+/// A path that does not depend on how a pattern spells it.
+fn whole(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// Files that describe a data set of Hugging Face and hold no records.

@@ -50,12 +50,16 @@ pub(crate) fn rewritten(domain: &str, sample: &FirstRecords) -> Option<String> {
     })
 }
 
-/// Warns about domains whose turns the chat template changes.
+/// Warns about unusual conversations, and about turns that the chat template changes.
 pub(crate) fn check(domains: &[DomainSource], found: &mut Findings<'_>) {
     for domain in domains.iter().filter(|domain| domain.chat.is_some()) {
         // The check of the sources reports errors.
-        let sample = sample(domain).ok();
-        if let Some(warning) = sample.and_then(|sample| rewritten(&domain.name, &sample)) {
+        let Ok(sample) = sample(domain) else { continue };
+        let name = &domain.name;
+        let all = format!("the first {} conversations", sample.records - sample.bad);
+        let unusual = sample.doubts.describe(&all).into_iter();
+        let unusual = unusual.map(|doubt| format!("{name}: {doubt}"));
+        for warning in unusual.chain(rewritten(name, &sample)) {
             found.line(&format!("warning: {warning}"));
         }
     }

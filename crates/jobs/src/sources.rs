@@ -16,7 +16,7 @@ pub fn advise(error: CorpusError) -> anyhow::Error {
     match &error {
         CorpusError::UnknownFormat { domain, .. } => {
             let hint = format!(
-                "convert the files, leave them out with a glob such as files = [\"DIR/**/*.jsonl\"], or set \
+                "convert the files, leave them out with files = [\"DIR\", \"!DIR/FILE\"], or set \
                  domains.{domain}.format, such as \"jsonl\" or \"text\" (each file is one document); see \
                  docs/corpora.md"
             );

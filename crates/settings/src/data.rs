@@ -76,7 +76,8 @@ pub struct Domain {
     /// `hf://datasets/ORG/NAME/FILE_OR_GLOB` (docs/hub.md). Required. Files of JSON (`.json`, `.jsonl`, `.ndjson`),
     /// Parquet (`.parquet`), Arrow (`.arrow`, `.feather`), CSV and TSV hold records. A file with a text or source code
     /// extension is one document. All formats but Parquet may be compressed (`.gz` or `.zst`). DDK refuses other files.
-    #[schemars(length(min = 1), extend("examples" = [["data/math/*.jsonl"]]))]
+    /// A local file, folder or glob that starts with `!` is left out.
+    #[schemars(length(min = 1), extend("examples" = [["data/math/*.jsonl"], ["data/math", "!data/math/old-*.jsonl"]]))]
     #[schemars(extend("x-expected" = "at least one file, folder or glob"))]
     pub files: Vec<String>,
     /// Files of validation documents. Default: hold out documents of `files` as `[corpus]` specifies.

@@ -3,7 +3,7 @@
 use minijinja::Value;
 use serde_json::{Map, Value as Json, json};
 
-use super::{Chat, Context, jinja};
+use super::{Chat, Context, Doubts, jinja};
 use crate::{quarantine::Unusable, template::value};
 
 /// What a template renders of a record.
@@ -16,6 +16,8 @@ pub(super) struct Conversation {
     /// Number of messages at the start whose turns are not learned.
     pub(super) prompt: usize,
     pub(super) context: Context,
+    /// What is unusual in it.
+    pub(super) doubts: Doubts,
 }
 
 impl Conversation {
@@ -35,6 +37,8 @@ impl Conversation {
     ) -> Result<Self, String> {
         let mut prompt = completion.as_ref().map_or(0, |_| found.len());
         found.extend(completion.into_iter().flatten());
+        let mut doubts = Doubts::default();
+        doubts.add(&found);
         let mut messages: Vec<Map<String, Json>> = Vec::with_capacity(found.len() + 1);
         for (number, message) in (1..).zip(&found) {
             let read = self::message(message, chat.template.reads_parts);
@@ -73,6 +77,7 @@ impl Conversation {
             messages: messages.iter().map(Value::from_serialize).collect(),
             answers,
             prompt,
+            doubts,
             context: Context {
                 tools: tools.map(Value::from_serialize),
                 arguments: arguments.cloned().unwrap_or_default(),

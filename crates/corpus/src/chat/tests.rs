@@ -308,6 +308,7 @@ fn documents_are_equal_if_texts_and_learned_parts_are() {
         text: "abc".to_owned(),
         learned: learned.to_vec(),
         rewritten: false,
+        doubts: Doubts::default(),
     };
     let text = |prompt: Option<&str>, text: &str| Document::Text {
         prompt: prompt.map(str::to_owned),
@@ -373,6 +374,7 @@ fn a_token_at_the_end_of_the_conversation_changes_no_turn() {
         text,
         learned,
         rewritten,
+        ..
     } = chat.document(&record).unwrap()
     else {
         panic!("not a conversation");

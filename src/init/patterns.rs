@@ -1,0 +1,60 @@
+//! Selects files for a domain: by a folder, by globs, or by their names.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ddk_corpus::Detected;
+
+use super::domains::Entry;
+
+/// Returns patterns that select exactly these of an entry's files.
+pub(super) fn patterns(entry: &Entry, files: &[&Detected]) -> Vec<String> {
+    let path = |file: &&Detected| file.path.display().to_string();
+    let paths = |files: &[&Detected]| -> Vec<String> { files.iter().map(path).collect() };
+    if entry.is_of_hub {
+        return vec![entry.path.display().to_string()];
+    }
+    if !entry.is_folder {
+        return paths(files);
+    }
+    let folder = entry.path.display().to_string();
+    let is_chosen = |file: &Detected| files.iter().any(|chosen| chosen.path == file.path);
+    // DDK skips hidden files and descriptions of data sets by itself.
+    let is_read = |file: &&Detected| {
+        let reason = file.shape.as_ref().err();
+        !reason.is_some_and(|reason| ["hidden", "describes a data set"].contains(&&**reason))
+    };
+    let others = entry.files.iter().filter(is_read);
+    let others: Vec<&Detected> = others.filter(|file| !is_chosen(file)).collect();
+    if others.is_empty() {
+        return vec![folder];
+    }
+    let is_glob = |text: &str| text.contains(['*', '?', '[', ']']);
+    if files.len() == 1 || is_glob(&folder) {
+        return paths(files);
+    }
+    let ending_of = |file: &Detected| {
+        let name = file.path.file_name().unwrap_or_default().to_string_lossy();
+        name.strip_prefix(&file.stem())
+            .unwrap_or_default()
+            .to_owned()
+    };
+    // Whether the endings select chosen files only.
+    let mut endings: BTreeMap<String, bool> = BTreeMap::new();
+    for file in &entry.files {
+        let ending = ending_of(file);
+        let selects = !ending.is_empty() && is_chosen(file);
+        *endings.entry(ending).or_insert(true) &= selects;
+    }
+    let selects = |file: &&Detected| endings.get(&ending_of(file)) == Some(&true);
+    if files.iter().all(selects) {
+        let chosen: BTreeSet<String> = files.iter().map(|file| ending_of(file)).collect();
+        let glob = |ending: &String| format!("{folder}/**/*{ending}");
+        return chosen.iter().map(glob).collect();
+    }
+    // The shorter list.
+    if others.len() < files.len() {
+        let left_out = others.iter().map(|file| format!("!{}", path(file)));
+        return std::iter::once(folder).chain(left_out).collect();
+    }
+    paths(files)
+}
