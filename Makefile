@@ -1,6 +1,6 @@
 # Commands for users and developers. Each target does all the setup that it needs.
 .PHONY: help setup demo-text build wheel wheel-check demo test test-full full generate gpu-check gpu-loading \
-	vllm-check two-nodes deploy-check check deny bench bench-telemetry
+	gpu-kernels vllm-check two-nodes deploy-check check deny bench bench-telemetry
 
 # The cache folder, as a shell expression.
 CACHE = $${DDK_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/ddk}
@@ -51,6 +51,9 @@ gpu-check: ## check everything that GPUs compute differently, on cuda:0 (and cud
 
 gpu-loading: ## prove without a GPU that the CUDA part of libtorch loads (downloads 530 MB once)
 	@tools/gpu-loading
+
+gpu-kernels: ## compile every CUDA kernel for sm_80, sm_90 and sm_100 without a GPU (downloads 90 MB once)
+	@tools/gpu-kernels
 
 two-nodes: build ## train on two network namespaces under torchrun and lose one of them (as root, with ip)
 	@tools/python-env

@@ -10,9 +10,15 @@ use std::{
 
 /// Crates in layers. A crate may depend only on crates in earlier layers.
 const LAYERS: &[&[&str]] = &[
-    &["ddk-cpp", "ddk-files", "ddk-order", "ddk-serving"],
     &[
+        "ddk-cpp",
+        "ddk-files",
         "ddk-kernel",
+        "ddk-order",
+        "ddk-serving",
+    ],
+    &[
+        "ddk-cuda",
         "ddk-torch",
         "ddk-corpus",
         "ddk-hub",

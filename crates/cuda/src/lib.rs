@@ -1,0 +1,22 @@
+//! CUDA kernels: the loss of a chunk of positions, and what a layer does between its matmuls.
+//!
+//! Each kernel is CUDA C++ in `kernels/`, with the formulas of `ddk-kernel`, which specifies it. NVRTC compiles it for
+//! an architecture ([`Nvrtc::compile`]), and needs no GPU for that. The same file also compiles as C++, and then runs on
+//! the CPU with a thread for each thread of a block: the tests compare these twins with `ddk-kernel` and with golden
+//! values.
+//!
+//! A [`Launch`] is a kernel with its grid and its arguments, as CUDA's driver expects them.
+
+mod error;
+mod launch;
+mod layers;
+mod loss;
+mod nvrtc;
+mod source;
+
+pub use error::CudaError;
+pub use launch::{Argument, Launch};
+pub use layers::{Dtype, Norm, NormBackward, Rotation, silu_mul, silu_mul_backward};
+pub use loss::{Chunk, losses};
+pub use nvrtc::{Compiled, Nvrtc};
+pub use source::Source;
