@@ -1,7 +1,9 @@
 //! `ddk init`: writes a commented configuration for two models and text: folders, or names on the Hugging Face Hub.
 
 mod domains;
+mod entry;
 mod found;
+mod names;
 mod patterns;
 mod skipped;
 mod student;
@@ -18,6 +20,7 @@ use crate::cli;
 
 use self::{
     domains::{Found, FoundDomain},
+    names::domain_name,
     student::Student,
 };
 
@@ -114,12 +117,6 @@ fn rates(parameters: i64, has_chats: bool) -> [&'static str; 2] {
 
 fn is_served(args: &cli::Init) -> bool {
     !args.teacher_server.is_empty()
-}
-
-/// Converts `text` to a name that works as a folder and as a bare key.
-fn domain_name(text: &str) -> String {
-    let is_allowed = |letter: char| letter.is_alphanumeric() || letter == '-';
-    text.replace(|letter| !is_allowed(letter), "_")
 }
 
 fn render(

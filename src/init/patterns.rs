@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ddk_corpus::Detected;
 
-use super::domains::Entry;
+use super::entry::Entry;
 
 /// Returns patterns that select exactly these of an entry's files.
 pub(super) fn patterns(entry: &Entry, files: &[&Detected]) -> Vec<String> {

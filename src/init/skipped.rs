@@ -3,8 +3,8 @@
 use ddk_corpus::Detected;
 
 use super::{
-    domain_name,
-    domains::{Entry, head, quote},
+    entry::Entry,
+    names::{domain_name, head, quote},
     patterns::patterns,
 };
 

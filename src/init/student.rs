@@ -42,7 +42,7 @@ impl Student {
                 .usage();
         }
         let kept = layers.div_ceil(2);
-        let name = super::domain_name(&hub::short_name(&args.teacher));
+        let name = super::names::domain_name(&hub::short_name(&args.teacher));
         Ok(Self {
             model: planned::folder(&name, kept),
             config: teacher.with_layers(&(0..kept).collect::<Vec<_>>())?,

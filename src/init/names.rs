@@ -1,0 +1,28 @@
+//! Names of domains, and how the configuration spells them.
+
+/// Converts `text` to a name that works as a folder and as a bare key.
+pub(super) fn domain_name(text: &str) -> String {
+    let is_allowed = |letter: char| letter.is_alphanumeric() || letter == '-';
+    text.replace(|letter| !is_allowed(letter), "_")
+}
+
+/// The first lines of a domain's table.
+pub(super) fn head(name: &str, files: &[String]) -> String {
+    let files: Vec<String> = files.iter().map(|file| quote(file)).collect();
+    format!("[domains.{}]\nfiles = [{}]\n", key(name), files.join(", "))
+}
+
+/// A string of TOML, which a JSON string is too.
+pub(super) fn quote(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// A name as a key of TOML.
+fn key(name: &str) -> String {
+    let is_bare = |letter: char| letter.is_ascii_alphanumeric() || "-_".contains(letter);
+    if !name.is_empty() && name.chars().all(is_bare) {
+        name.to_owned()
+    } else {
+        quote(name)
+    }
+}
