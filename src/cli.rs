@@ -90,7 +90,7 @@ pub enum Command {
         #[arg(value_name = "RUN_OR_URL")]
         run: String,
     },
-    /// Control a live run: save, evaluate, pause, resume, stop, or change a setting
+    /// Control a live run: checkpoint, evaluate, pause, resume, stop, or change a setting
     ///
     /// Commands take effect between steps. The run answers over a socket in its folder, or over HTTP with the
     /// token in DDK__TELEMETRY__TOKEN.

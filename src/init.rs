@@ -15,6 +15,7 @@ use ddk_corpus::{ChatTemplate, CorpusError, TokenizerFolder};
 use ddk_jobs::{chat::TEMPLATE_ADVICE, hint::Hint, hub, progress::say, suited::Suited};
 use ddk_model::ModelConfig;
 use ddk_run::view::counted;
+use ddk_torch::gpu_uuid;
 
 use crate::cli;
 
@@ -115,6 +116,47 @@ fn rates(parameters: i64, has_chats: bool) -> [&'static str; 2] {
     RATES[column + usize::from(has_chats)]
 }
 
+/// Sizes of a run: of one to learn from, or of a first look on a CPU.
+struct Sizes {
+    /// A comment about them.
+    note: &'static str,
+    steps: u64,
+    length: i64,
+    batch: u64,
+    micro_batch: u64,
+    validation: u64,
+    warmup: u64,
+    /// Steps between updates of the mixture, and between checkpoints.
+    interval: u64,
+}
+
+impl Sizes {
+    fn here() -> Self {
+        if gpu_uuid(0).is_some() {
+            return Self {
+                note: "",
+                steps: 5000,
+                length: 2048,
+                batch: 16,
+                micro_batch: 4,
+                validation: 500,
+                warmup: 100,
+                interval: 500,
+            };
+        }
+        Self {
+            note: "# This machine has no GPU, so the sizes below are for a first look: docs/recipes.md\n\n",
+            steps: 200,
+            length: 256,
+            batch: 8,
+            micro_batch: 2,
+            validation: 50,
+            warmup: 20,
+            interval: 50,
+        }
+    }
+}
+
 fn is_served(args: &cli::Init) -> bool {
     !args.teacher_server.is_empty()
 }
@@ -126,10 +168,11 @@ fn render(
     domains: &[FoundDomain],
 ) -> Result<String> {
     let name = |model: &Path| domain_name(&hub::short_name(model));
+    let sizes = Sizes::here();
     let positions = teacher.max_positions().min(student.config.max_positions());
     let is_served = is_served(args);
     // A server needs a context that is one token longer than the sequences.
-    let length = (positions - i64::from(is_served)).min(2048);
+    let length = (positions - i64::from(is_served)).min(sizes.length);
     let devices = if is_served {
         let servers = toml::Value::from(args.teacher_server.clone());
         format!("servers = {servers}    # one entry per replica; see docs/teachers.md\n")
@@ -169,28 +212,36 @@ fn render(
     let mut text = format!(
         "# Written by `ddk init`. Next: ddk check {out}, then ddk train {out}\n\
          # Every key, its default and its meaning: docs/settings.md, or `ddk config schema`.\n\n\
-         [run]\nname = \"{run}\"\n\
-         max_steps = 5000          # or max_tokens, or max_intervals\n\n\
+         # method = \"ddk\"          # before the first table. kd: plain distillation; see docs/methods.md\n\n\
+         {first}[run]\nname = \"{run}\"\n\
+         max_steps = {steps}          # or max_tokens, or max_intervals\n\n\
          [corpus]\ndir = \"prepared/{run}\"   # the prepared corpus\n\
          sequence_length = {length}    # tokens per sequence\n\
          validation_fraction = 0.05   # share of documents held out, chosen by a hash of their content\n\
-         validation_documents = 500\n\n\
+         validation_documents = {validation}\n\n\
          [teacher]\nmodel = {of_teacher}\n{devices}\
          # dtype = \"bf16\"\n\n\
          [student]\n{shrink}model = {of_student}\n\
          # device = \"cuda:1\"\n# dtype = \"bf16\"\n\n\
-         [training]\nglobal_batch_size = 16    # sequences per optimizer step\n\
-         micro_batch_size = 4      # sequences at a time; fewer need less memory\n\n\
+         [training]\nglobal_batch_size = {batch}    # sequences per optimizer step\n\
+         micro_batch_size = {micro_batch}      # sequences at a time; fewer need less memory\n\n\
          [optimizer]\nlr = {peak}                 # the peak, {reason}: docs/recipes.md\n\n\
-         [lr_scheduler]\nwarmup_steps = 100\nmin_lr = {end}             # at the end of a cosine\n\n\
+         [lr_scheduler]\nwarmup_steps = {warmup}\nmin_lr = {end}             # at the end of a cosine\n\n\
          [mixture]\n{pruned}alpha = 0.5               # 0: all domains equal; 1: no floor\n\
-         interval = 500            # steps between updates of the mixture\n\n\
+         interval = {interval}            # steps between updates of the mixture\n\n\
          [objective]\ngamma = 0.2               # loss = CE + gamma KL(teacher, student)\n{completions}\n\
-         [checkpoint]\ninterval = 500            # steps\n\n\
+         [checkpoint]\ninterval = {interval}            # steps\n\n\
          # What the student writes after these prompts, at each evaluation; the page and the report show it.\n\
          # [samples]\n# prompts = [\"Once upon a time\", \"def fibonacci(n):\"]\n# max_tokens = 64\n",
         out = args.out.display(),
         shrink = shrink.unwrap_or_default(),
+        first = sizes.note,
+        steps = sizes.steps,
+        validation = sizes.validation,
+        batch = sizes.batch,
+        micro_batch = sizes.micro_batch,
+        warmup = sizes.warmup,
+        interval = sizes.interval,
     );
     let of_teacher = (!is_served).then_some(teacher);
     let suited = Suited::here(of_teacher, &student.config, length.unsigned_abs());

@@ -30,6 +30,8 @@ pub struct FoundDomain {
     pub shape: Shape,
     /// A field and its value that select the records.
     filter: Option<(String, String)>,
+    /// Whether it has one document only.
+    is_single: bool,
     /// What DDK found.
     note: String,
 }
@@ -41,7 +43,8 @@ impl FoundDomain {
         let mut text = format!("\n# {}\n", self.note);
         if has_chats && matches!(self.shape, Shape::Prompt { .. }) {
             text.push_str(
-                "# These records are not conversations, so DDK does not apply the chat template to them.\n",
+                "# These records are not conversations, so DDK does not apply the chat template to them.\n\
+                 # To apply it, convert them to `messages`.\n",
             );
         }
         text.push_str(&head(&self.name, &self.files));
@@ -116,22 +119,53 @@ pub fn find(args: &cli::Init) -> Result<Found> {
     };
     if domains.is_empty() {
         return Err(anyhow!("{} contains no text", args.data.display()))
-            .hint(no_text_hint(&entries))
+            .hint(no_text_hint(args, &entries))
             .usage();
     }
+    warnings(&domains).iter().for_each(|line| say(line));
     Ok(Found {
         domains,
         skipped: entries.iter().flat_map(skipped::tables).collect(),
     })
 }
 
+/// Names of files and folders whose text others keep for tests.
+const HELD_OUT: [&str; 6] = ["test", "valid", "validation", "val", "dev", "eval"];
+
+/// Warns about domains that are probably not meant to be trained on, and about those that cannot be.
+fn warnings(domains: &[FoundDomain]) -> Vec<String> {
+    let held_out = domains.iter().map(|domain| &domain.name);
+    let held_out = held_out.filter(|name| HELD_OUT.contains(&&*name.to_lowercase()));
+    let held_out = held_out.map(|name| {
+        format!(
+            "warning: the domain {name} looks like held-out data. To measure with it instead of training on it, set \
+             validation_files of another domain to its files, and delete its table"
+        )
+    });
+    let single = domains.iter().filter(|domain| domain.is_single);
+    let single = single.map(|domain| {
+        format!(
+            "warning: the domain {} has one document, but needs another one for validation",
+            domain.name
+        )
+    });
+    held_out.chain(single).collect()
+}
+
 /// What to do if no file has a text.
-fn no_text_hint(entries: &[Entry]) -> &'static str {
+fn no_text_hint(args: &cli::Init, entries: &[Entry]) -> String {
+    if let Some(field) = &args.text_field {
+        return format!(
+            "no file has records with the field `{field}` of --text-field; the lines above name their fields"
+        );
+    }
     let mut files = entries.iter().flat_map(|entry| &entry.files);
     if files.any(|file| file.format.is_some() && !file.fields.is_empty()) {
         "name the field that contains the text with --text-field, or write a domain's text_template (docs/corpora.md)"
+            .to_owned()
     } else {
         "the lines above say what each file is; docs/corpora.md lists the formats that DDK reads"
+            .to_owned()
     }
 }
 
@@ -202,6 +236,8 @@ fn by_entry(entries: &[Entry]) -> Vec<FoundDomain> {
                 files: patterns(entry, files),
                 shape: shape.clone(),
                 filter: None,
+                is_single: files.iter().all(|file| file.whole)
+                    && files.iter().map(|file| file.records).sum::<u64>() == 1,
                 note: note(files, shape),
             });
         }
@@ -277,6 +313,7 @@ fn by_field(entries: &[Entry], field: &str) -> Result<Vec<FoundDomain>> {
         files: patterns_of_all.clone(),
         shape: shape.clone(),
         filter: Some((field.to_owned(), value)),
+        is_single: false,
         note: note(files, shape),
     };
     let domains: Vec<FoundDomain> = values.into_iter().map(of_value).collect();

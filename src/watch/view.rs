@@ -403,11 +403,12 @@ fn busy(worker: &WorkerStatus) -> String {
     }
 }
 
-/// The loss and its two terms: means of the last steps.
+/// The loss and its two terms, and the number of steps that they are means of.
 fn losses_said(status: &RunStatus) -> String {
     let terms = [Scalar::Loss, Scalar::CeLoss, Scalar::KdLoss];
     let [loss, cross_entropy, kl] = terms.map(|term| number(status.scalars.get(&term).copied(), 3));
-    format!("loss {loss}: cross-entropy {cross_entropy}, KL {kl}")
+    let steps = status.averaged_steps;
+    format!("loss {loss} (mean of {steps}): cross-entropy {cross_entropy}, KL {kl}")
 }
 
 /// The learning rate and the gradient norm.

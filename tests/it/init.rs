@@ -202,14 +202,14 @@ fn unusual_conversations_are_counted_by_init_and_check() {
     assert!(succeeded, "{said}");
     for text in [
         "warning: data/chat.jsonl: 2 of 20 records cannot be used, more than corpus.max_bad_fraction = 0.01 allows",
-        "warning: data/chat.jsonl: 3 of 18 conversations end with a message of the user, which no answer follows",
+        "warning: data/chat.jsonl: 3 of 18 conversations end with a message of the user that has no answer",
         "warning: data/chat.jsonl: 1 of 18 conversations have the role `customer`",
     ] {
         assert!(said.contains(text), "no {text} in {said}");
     }
     let config = fs::read_to_string(data.world.path().join("my.toml")).unwrap();
     let not_chats = "# These records are not conversations, so DDK does not apply the chat template to them.\n\
-                     [domains.qa]";
+                     # To apply it, convert them to `messages`.\n[domains.qa]";
     assert!(config.contains(not_chats), "{config}");
     let output = data.world.run(&["check", "my.toml"]);
     assert_eq!(output.status.code(), Some(1));
@@ -231,4 +231,55 @@ fn unusual_conversations_are_counted_by_init_and_check() {
     ] {
         assert!(said.contains(text), "no {text} in {said}");
     }
+}
+
+#[test]
+fn data_that_is_held_out_or_too_little_is_named() {
+    let data = Data::new();
+    let record = |text: &String| json!({ "text": text });
+    let texts = data.some(20);
+    data.write("train.jsonl", &lines(texts[..15].iter().map(record)));
+    data.write("test.jsonl", &lines(texts[15..].iter().map(record)));
+    data.write("only.txt", texts[0].as_bytes());
+    data.write("same.jsonl", &lines(vec![record(&texts[0]); 12]));
+    let (succeeded, said) = data.init(&["--data", "data", "--out", "my.toml"]);
+    assert!(succeeded, "{said}");
+    for text in [
+        "warning: the domain test looks like held-out data",
+        "warning: the domain only has one document",
+    ] {
+        assert!(said.contains(text), "no {text} in {said}");
+    }
+    assert!(!said.contains("domain train"), "{said}");
+    let output = data.world.run(&["check", "my.toml"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    for text in [
+        "domain `only` has only one document",
+        "domain `same` has the same text in all of its documents",
+    ] {
+        assert!(said.contains(text), "no {text} in {said}");
+    }
+}
+
+#[test]
+fn a_method_within_a_table_is_told_its_place() {
+    let data = Data::new();
+    data.write(
+        "web.jsonl",
+        &lines(data.some(20).iter().map(|text| json!({ "text": text }))),
+    );
+    let (succeeded, said) = data.init(&["--data", "data", "--out", "my.toml"]);
+    assert!(succeeded, "{said}");
+    let path = data.world.path().join("my.toml");
+    let config = fs::read_to_string(&path).unwrap();
+    assert!(config.contains("# method = \"ddk\" "), "{config}");
+    fs::write(&path, format!("{config}method = \"kd\"\n")).unwrap();
+    let output = data.world.run(&["check", "my.toml"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        said.contains("unknown field `method`")
+            && said.contains("(it belongs above the first [table])"),
+        "{said}"
+    );
 }

@@ -74,6 +74,11 @@ impl PreparedDomain {
         self.index.rows
     }
 
+    /// Number of validation documents.
+    pub fn validation_documents(&self) -> u64 {
+        self.manifest.validation_documents
+    }
+
     /// Whether its documents have parts that the loss can exclude.
     pub fn has_mask(&self) -> bool {
         self.manifest.is_masked()

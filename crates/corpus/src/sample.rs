@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     CorpusError, DomainSource, Doubts, FileFormat, Quarantined, Template, document::Document,
-    documents::read, error::having, survey::ONLY_ONE,
+    documents::read, error::having, survey::only_one,
 };
 
 /// Maximum number of records in a sample.
@@ -28,6 +28,8 @@ pub struct FirstRecords {
     pub rewritten: u64,
     /// What is unusual in conversations.
     pub doubts: Doubts,
+    /// Number of different documents.
+    pub distinct: u64,
     /// Whether these are all records.
     pub whole: bool,
 }
@@ -54,10 +56,10 @@ impl FirstRecords {
 impl FirstRecords {
     /// Returns the error of a source whose only document cannot be both for training and for validation.
     pub fn too_few(&self, source: &DomainSource) -> Option<CorpusError> {
-        let is_one = self.whole && self.records - self.bad == 1;
+        let is_one = self.whole && self.distinct == 1;
         (is_one && source.validation_files.is_empty()).then(|| CorpusError::TooLittle {
             domain: source.name.clone(),
-            what: ONLY_ONE,
+            what: only_one(self.records - self.bad),
         })
     }
 }
@@ -68,6 +70,7 @@ impl FirstRecords {
 /// As for [`crate::prepare`]: a file that is missing, cannot be read, or has an unknown format.
 pub fn sample(source: &DomainSource) -> Result<FirstRecords, CorpusError> {
     let (mut sample, mut bytes) = (FirstRecords::default(), 0);
+    let mut hashes = BTreeSet::new();
     for file in source.expand(&source.files)? {
         for record in read(&file, source)? {
             let record = record?;
@@ -75,6 +78,7 @@ pub fn sample(source: &DomainSource) -> Result<FirstRecords, CorpusError> {
             match record.document {
                 Ok(document) => {
                     bytes += document.bytes();
+                    sample.distinct += u64::from(hashes.insert(document.hash()));
                     if let Document::Conversation {
                         rewritten, doubts, ..
                     } = document

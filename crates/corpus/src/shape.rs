@@ -1,5 +1,7 @@
 //! Finds the fields of records that hold their text.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use crate::{
@@ -9,6 +11,8 @@ use crate::{
 
 /// Maximum number of fields to count.
 const FIELDS: usize = 200;
+/// Maximum number of roles that a reason names.
+const ROLES: usize = 8;
 /// Maximum number of fields that a reason names.
 const NAMED: usize = 12;
 
@@ -200,6 +204,8 @@ struct Field {
     /// Strings that are not empty.
     texts: u64,
     chats: u64,
+    /// Who speaks in them.
+    roles: BTreeSet<String>,
     /// Conversations with a turn of the assistant.
     answered: u64,
     /// These without a speaker that DDK does not know.
@@ -247,6 +253,12 @@ impl Fields {
             field.strings += u64::from(value.is_string());
             field.texts += u64::from(has_text && !is_list);
             field.chats += u64::from(is_chat(value));
+            if is_chat(value) && field.roles.len() < ROLES {
+                let turns = value.as_array().into_iter().flatten();
+                field
+                    .roles
+                    .extend(turns.filter_map(speaker).map(str::to_owned));
+            }
             let is_answered = is_chat(value) && is_answered(value);
             field.answered += u64::from(is_answered);
             if is_answered && is_known(value) {
@@ -402,9 +414,12 @@ impl Fields {
 
     fn none(&self) -> String {
         if let Some(field) = self.fields.iter().find(|field| self.most(field.chats)) {
+            let roles: Vec<&str> = field.roles.iter().take(ROLES).map(String::as_str).collect();
             return format!(
-                "the conversations in `{}` have no message of the assistant, and no other field contains it",
-                field.name
+                "the conversations in `{}` have no message of the assistant (their roles are `{}`), and no other field \
+                 contains it",
+                field.name,
+                roles.join("`, `")
             );
         }
         let names = self.fields.iter().take(NAMED);
@@ -436,14 +451,15 @@ fn prompted(prompt: &str, input: Option<&str>, answer: &str) -> Shape {
     }
 }
 
+/// Who speaks in a turn.
+fn speaker(turn: &Value) -> Option<&str> {
+    turn.get("from").or_else(|| turn.get("role"))?.as_str()
+}
+
 /// Whether one of the turns is the assistant's.
 fn is_answered(value: &Value) -> bool {
-    let speaker = |turn: &Value| {
-        let speaker = turn.get("from").or_else(|| turn.get("role"))?.as_str()?;
-        Some(is_assistant(speaker))
-    };
-    let turns = value.as_array();
-    turns.is_some_and(|turns| turns.iter().any(|turn| speaker(turn) == Some(true)))
+    let mut turns = value.as_array().into_iter().flatten();
+    turns.any(|turn| speaker(turn).is_some_and(is_assistant))
 }
 
 /// Whether DDK knows the speakers of all turns in the layout of ShareGPT.

@@ -25,9 +25,19 @@ pub(crate) struct Survey {
 /// Bytes of source files between two reports of progress.
 const REPORTED_EVERY: u64 = 1 << 20;
 
-/// What a domain with a single document lacks.
-pub(crate) const ONLY_ONE: &str = "has only one document, and validation needs another one (a file of records, such \
-                                   as .jsonl, holds many; see docs/corpora.md)";
+/// What a domain lacks whose documents are all the same, or which has one only.
+pub(crate) fn only_one(documents: u64) -> &'static str {
+    match documents {
+        1 => {
+            "has only one document, and validation needs another one (a file of records, such as .jsonl, holds many; \
+             see docs/corpora.md)"
+        }
+        _ => {
+            "has the same text in all of its documents, and validation needs another one: is text_field or \
+             text_template the wrong one?"
+        }
+    }
+}
 
 /// Reads the files of a group once, for all its domains.
 pub(crate) fn survey(
@@ -216,8 +226,8 @@ impl<'a> Surveying<'a> {
                 short: self.short,
                 quarantine: self.quarantine,
             });
-        } else if self.documents == 1 {
-            ONLY_ONE
+        } else if self.documents == choice.duplicates + 1 {
+            only_one(self.documents)
         } else {
             "has no validation document: add files, or raise corpus.validation_fraction"
         };

@@ -1,7 +1,7 @@
 //! Reads tables of text: CSV and TSV, with a row of column names.
 
 use std::{
-    io::{self, Read},
+    io::{self, BufRead, Read},
     iter,
     sync::{
         Arc,
@@ -42,9 +42,13 @@ impl<R: Read> Read for Limited<R> {
 
 /// Reads the rows of a table. Each becomes an object with the column names as its keys and strings as its values.
 pub(crate) fn read(input: Input<'_>, delimiter: u8) -> Result<Raws<'_>, CorpusError> {
-    let opened = match input.open_unmarked()? {
+    let mut opened = match input.open_unmarked()? {
         Ok(reader) => reader,
         Err(record) => return Ok(only(Ok(record))),
+    };
+    let delimiter = match opened.fill_buf() {
+        Ok(start) => delimiter_of(start, delimiter),
+        Err(error) => return Ok(only(input.broken(1, error))),
     };
     let longest = input.longest_record();
     let left = Arc::new(AtomicU64::new(longest));
@@ -98,6 +102,21 @@ pub(crate) fn read(input: Input<'_>, delimiter: u8) -> Result<Raws<'_>, CorpusEr
         }
     };
     Ok(Box::new(iter::from_fn(move || next().transpose())))
+}
+
+/// Returns the delimiter of a table. Where a comma is the decimal mark, spreadsheets separate the columns of a `.csv`
+/// file with semicolons.
+fn delimiter_of(start: &[u8], of_format: u8) -> u8 {
+    let header = start
+        .split(|byte| *byte == b'\n')
+        .next()
+        .unwrap_or_default();
+    let has = |delimiter: &u8| header.contains(delimiter);
+    if of_format == b',' && has(&b';') && !has(&b',') {
+        b';'
+    } else {
+        of_format
+    }
 }
 
 /// Returns the column names, or why the first row cannot be a header.

@@ -118,6 +118,8 @@ fn every_format_of_records_prepares_to_the_same_tokens() {
             arrow_file(&texts, Some(CompressionType::ZSTD)),
         ),
         ("table.csv", marked(&table(&texts, ','))),
+        // As spreadsheets write it where a comma is the decimal mark.
+        ("table.csv.gz", gzip(table(&texts, ';').as_bytes())),
         ("table.TSV.gz", gzip(table(&texts, '\t').as_bytes())),
     ];
     let mut domains = Vec::new();
@@ -255,9 +257,9 @@ fn files_that_cannot_be_tables_or_records_say_why() {
             "the column name `a` appears twice",
         ),
         (
-            "semicolons.csv",
-            "a;b\n1;2\n",
-            "';' seems to separate its columns: expected commas",
+            "pipes.csv",
+            "a|b\n1|2\n",
+            "'|' seems to separate its columns: expected commas",
         ),
         (
             "commas.tsv",

@@ -1,8 +1,8 @@
 //! CUDA kernels: the loss of a chunk of positions, and what a layer does between its matmuls.
 //!
 //! Each kernel is CUDA C++ in `kernels/`, with the formulas of `ddk-kernel`, which specifies it. NVRTC compiles it for
-//! an architecture ([`Nvrtc::compile`]), and needs no GPU for that. The same file also compiles as C++, and then runs on
-//! the CPU with a thread for each thread of a block: the tests compare these twins with `ddk-kernel` and with golden
+//! an architecture ([`Nvrtc::compile`]), and needs no GPU for that. The same file also compiles as C++. It then runs on
+//! the CPU, with one thread for each thread of a block. The tests compare these twins with `ddk-kernel` and with golden
 //! values.
 //!
 //! A [`Launch`] is a kernel with its grid and its arguments, as CUDA's driver expects them.

@@ -19,6 +19,30 @@ pub struct ConfigArgs {
     pub set: Vec<String>,
 }
 
+impl ConfigArgs {
+    /// These arguments as a shell reads them, each after a space.
+    pub fn repeated(&self) -> String {
+        let files = self.files.iter().map(|file| file.display().to_string());
+        let sets = self
+            .set
+            .iter()
+            .flat_map(|set| ["--set".to_owned(), set.clone()]);
+        files
+            .chain(sets)
+            .map(|word| format!(" {}", quoted(&word)))
+            .collect()
+    }
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let is_plain = |letter: char| letter.is_alphanumeric() || "-_./=,:+@%".contains(letter);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 /// Arguments of [`crate::demo`].
 #[derive(Debug, Args)]
 pub struct Demo {

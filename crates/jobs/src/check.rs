@@ -33,6 +33,9 @@ use crate::{
     wiring::{self, ModelFolders},
 };
 
+/// Validation documents of a domain below which its gap is noisy.
+const FEW_DOCUMENTS: u64 = 8;
+
 /// Prints everything that keeps a configuration from running. Ends with exit code 1 if there is a problem.
 ///
 /// # Errors
@@ -47,10 +50,7 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     }
     let problems = found.problems();
     found.title(&match problems {
-        0 => match args.config.files.first() {
-            Some(file) => format!("ready: ddk train {} starts the run", file.display()),
-            None => "ready: ddk train starts the run".to_owned(),
-        },
+        0 => format!("ready: ddk train{} starts the run", args.config.repeated()),
         count => counted(count as u64, "problem"),
     });
     found.written?;
@@ -247,6 +247,19 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<Corpus> {
     }
     let corpus = found.take(prepare::open(settings, Outdated::AsSet))?;
     found.take(prepare::validation(&corpus))?;
+    let few = corpus.domains.iter();
+    let few = few.map(|domain| (domain.name(), domain.validation_documents()));
+    let few: Vec<String> = few
+        .filter(|(_, documents)| *documents < FEW_DOCUMENTS)
+        .map(|(name, documents)| format!("{name} ({documents})"))
+        .collect();
+    if !few.is_empty() {
+        found.line(&format!(
+            "warning: the gap of a domain with few validation documents is noisy: {}; add text, or raise \
+             corpus.validation_fraction",
+            few.join(", ")
+        ));
+    }
     let rows = |steps| (steps * settings.training.global_batch_size) as f64;
     let rows = most_steps(settings).ok().map(rows);
     let limits = limits(settings, corpus.domains.len());

@@ -22,6 +22,12 @@ pub fn advise(error: CorpusError) -> anyhow::Error {
             );
             usage(with_hint(error, hint))
         }
+        CorpusError::NoFiles {
+            folder: Some(_), ..
+        } => with_hint(
+            error,
+            "relative paths start in the current folder, not in that of the configuration",
+        ),
         CorpusError::TooManyBad { domain, fields, .. } if !fields.is_empty() => {
             let hint = fields_hint(domain, fields);
             with_hint(error, hint)

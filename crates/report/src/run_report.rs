@@ -6,7 +6,7 @@ use ddk_run::{
     Overrides, RunView,
     records::{EventKind, EventLine, Summary},
     texts::TextLine,
-    view::{Fact, duration},
+    view::{Fact, State, counted, duration},
 };
 use jiff::Timestamp;
 
@@ -32,7 +32,7 @@ pub fn run_report(view: &RunView, changed: &[Changed]) -> Document {
     blocks.extend(problems.map(Block::Text));
     match view.summary() {
         Some(summary) => blocks.extend(result(summary)),
-        None => blocks.push(Block::Text("This run has not ended yet.".to_owned())),
+        None => blocks.push(Block::Text(unfinished(view.status(None).state).to_owned())),
     }
     blocks.push(Block::Title(2, "Charts".to_owned()));
     let charts = charts(&RunSeries::for_report(name.clone(), view)).into_iter();
@@ -48,6 +48,19 @@ pub fn run_report(view: &RunView, changed: &[Changed]) -> Document {
     }
 }
 
+/// What to say of a run without a summary.
+fn unfinished(state: State) -> &'static str {
+    match state {
+        State::Stopped => {
+            "This run was stopped before its end, or killed. The command that started it resumes it."
+        }
+        State::Failed => {
+            "This run failed before its end. The command that started it resumes it from its last checkpoint."
+        }
+        _ => "This run has not ended yet.",
+    }
+}
+
 /// Models, method, time and machine.
 fn about(view: &RunView) -> Block {
     let facts = view.about().iter();
@@ -55,7 +68,11 @@ fn about(view: &RunView) -> Block {
         .map(|Fact { name, value }| (name.clone(), value.clone()))
         .collect();
     let status = view.status(None);
-    let times = [("started", status.started), ("ended", status.ended)];
+    let ended = match status.state {
+        State::Finished => "ended",
+        _ => "stopped",
+    };
+    let times = [("started", status.started), (ended, status.ended)];
     for (name, time) in times {
         facts.extend(time.map(|time| (name.to_owned(), moment(time).replace('T', " "))));
     }
@@ -141,9 +158,15 @@ fn incidents(view: &RunView) -> Vec<Block> {
     let mut blocks = vec![Block::Title(2, "Incidents".to_owned())];
     let kinds = view.incidents();
     if kinds.is_empty() {
-        blocks.push(Block::Text(
-            "None: nothing was restarted, skipped, rolled back or refused, and every save succeeded.".to_owned(),
-        ));
+        let resumed = view.events().into_iter();
+        let resumed = resumed.filter(|event| event.kind == EventKind::Resumed);
+        let resumed = match resumed.count() {
+            0 => String::new(),
+            count => format!(" The run was resumed {}.", counted(count as u64, "time")),
+        };
+        blocks.push(Block::Text(format!(
+            "None: nothing was restarted, skipped, rolled back or refused, and every save succeeded.{resumed}"
+        )));
         return blocks;
     }
     let counts = kinds
@@ -174,7 +197,15 @@ fn settings(changed: &[Changed]) -> Vec<Block> {
     }
     let rows = changed.iter().map(|(key, default, value)| {
         let cells = [key, default, value];
-        cells.map(|text| format!("`{text}`")).to_vec()
+        // TOML may write a text with line breaks over several lines, which no cell can hold.
+        let line = |text: &String| match text.strip_prefix("\"\"\"\n") {
+            Some(lines) => format!(
+                "\"{}\"",
+                lines.trim_end_matches("\"\"\"").replace('\n', "\\n")
+            ),
+            None => text.clone(),
+        };
+        cells.map(|text| format!("`{}`", line(text))).to_vec()
     });
     vec![
         Block::Title(2, "Settings that differ from the defaults".to_owned()),

@@ -242,7 +242,11 @@ impl Reader<'_> {
                 None if !is_known && !is_table => {
                     let message = format!("unknown field `{key}`");
                     let here = known.iter().filter(|name| is_end(name, key));
-                    let suggestion = did_you_mean(here).or_else(|| elsewhere(key));
+                    let above = !is_root && Key::of(&[key]).is_some();
+                    let above = above.then(|| " (it belongs above the first [table])".to_owned());
+                    let suggestion = above
+                        .or_else(|| did_you_mean(here))
+                        .or_else(|| elsewhere(key));
                     let suggestion = suggestion.unwrap_or_else(|| nearest(key, &known));
                     self.problem(name.span(), &message, &suggestion);
                 }

@@ -4,7 +4,7 @@ use crate::keys::keys;
 
 /// Names of other trainers, and the keys that set the same.
 const ALIASES: &[(&str, &str)] = &[
-    ("accumulation_steps", "training.micro_batch_size"),
+    ("accumulation_steps", "training.global_batch_size"),
     ("adam_beta1", "optimizer.beta1"),
     ("adam_beta2", "optimizer.beta2"),
     ("adam_epsilon", "optimizer.eps"),
@@ -13,7 +13,7 @@ const ALIASES: &[(&str, &str)] = &[
     ("early_stopping_patience", "run.patience"),
     ("epochs", "mixture.max_epochs"),
     ("eval_steps", "evaluation.interval"),
-    ("gradient_accumulation_steps", "training.micro_batch_size"),
+    ("gradient_accumulation_steps", "training.global_batch_size"),
     ("gradient_checkpointing", "student.activation_checkpointing"),
     ("learning_rate", "optimizer.lr"),
     ("lr_scheduler_type", "lr_scheduler.type"),

@@ -95,7 +95,10 @@ fn a_report_cannot_act_as_a_page_of_the_server() {
     let (world, server) = world();
     let (status, head, body) = get(&server, "/report?name=small");
     assert_eq!(status, 200);
-    assert!(body.contains("This run has not ended yet"), "{body}");
+    assert!(
+        body.contains("This run was stopped before its end"),
+        "{body}"
+    );
     let policy = head
         .lines()
         .find_map(|line| line.strip_prefix("content-security-policy: "))

@@ -59,7 +59,7 @@ impl Doubts {
         let mut lines = Vec::new();
         if self.unanswered > 0 {
             lines.push(format!(
-                "{} of {all} end with a message of the user, which no answer follows",
+                "{} of {all} end with a message of the user that has no answer",
                 self.unanswered
             ));
         }
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(
             all.describe("5 conversations"),
             [
-                "2 of 5 conversations end with a message of the user, which no answer follows",
+                "2 of 5 conversations end with a message of the user that has no answer",
                 "1 of 5 conversations have the role `moderator`, which few chat templates know: do you mean `user` \
                  or `assistant`?",
             ]

@@ -78,7 +78,9 @@ impl Plan {
         let folder = base.run.output_dir.join(&name);
         if RunFolder::holds_a_run(&folder) {
             return Err(anyhow!("{} already contains a run", folder.display()))
-                .hint("choose another name for the comparison: --set run.name=NAME")
+                .hint(format!(
+                    "choose another name for the comparison: --set run.name={name}-compare"
+                ))
                 .usage();
         }
         let (mut methods, mut seen) = (args.methods.clone(), BTreeSet::new());

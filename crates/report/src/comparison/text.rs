@@ -155,7 +155,11 @@ fn primary(group: &Group) -> Table {
             0.0 => String::new(),
             margin => format!(" + {margin}"),
         };
-        let holds = if claim.holds { "yes" } else { "no" };
+        let holds = match (claim.holds, claim.p) {
+            (true, _) => "yes",
+            (false, Some(_)) => "no",
+            (false, None) => "not tested",
+        };
         let measure = title(&claim.measure);
         vec![
             format!("{measure}: {} < {}{margin}", claim.method, claim.other),
