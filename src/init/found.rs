@@ -91,7 +91,7 @@ pub(super) fn warnings(file: &Detected, most: f64) -> Vec<String> {
     let too_many = file.shape.is_ok() && file.bad as f64 > most * file.records as f64;
     let too_many = too_many.then(|| {
         format!(
-            "{} of {} records cannot be used, more than corpus.max_bad_fraction = {most} allows",
+            "{} of {} records cannot be used, more than corpus.max_bad_fraction = {most} allows: fix them, or raise it",
             file.bad, file.records
         )
     });

@@ -66,8 +66,8 @@ pub enum CorpusError {
     /// More unusable records than allowed.
     #[error(
         "domain `{domain}`: {bad} of {}{records} records cannot be used, more than corpus.max_bad_fraction = {limit} \
-         allows; most are in {}, the first at line {}: {}{}",
-        if *whole { "" } else { "the first " }, worst.file.display(), worst.line, worst.reason, having(fields)
+         allows; most are in {}, the first at {}: {}{}",
+        if *whole { "" } else { "the first " }, worst.file.display(), worst.place(), worst.reason, having(fields)
     )]
     TooManyBad {
         /// The domain.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::CorpusError;
+use crate::{CorpusError, FileFormat, format::decide};
 
 /// The list of a domain's unusable records, in its prepared folder.
 pub const QUARANTINE_FILE: &str = "quarantine.jsonl";
@@ -22,10 +22,22 @@ pub struct Quarantined {
     pub domain: String,
     /// The source.
     pub file: PathBuf,
-    /// The line, from 1.
+    /// The line, from 1. In files whose records are not lines, the number of the record.
     pub line: u64,
     /// Why the record is unusable.
     pub reason: String,
+}
+
+impl Quarantined {
+    /// Where the record is in its file, such as `line 7`.
+    pub fn place(&self) -> String {
+        let format = decide(&self.file, None).map(|format| format.records);
+        let what = match format {
+            Ok(FileFormat::Json | FileFormat::Parquet | FileFormat::Arrow) => "record",
+            _ => "line",
+        };
+        format!("{what} {}", self.line)
+    }
 }
 
 /// Why a record is unusable.

@@ -42,9 +42,9 @@ impl FirstRecords {
                 "domain `{domain}` is empty: none of its files contains text"
             )),
             Some(first) if self.bad == self.records => Some(format!(
-                "domain `{domain}`: no record can be used; the first is in {} at line {}: {}{}",
+                "domain `{domain}`: no record can be used; the first is in {} at {}: {}{}",
                 first.file.display(),
-                first.line,
+                first.place(),
                 first.reason,
                 having(&self.fields)
             )),

@@ -268,7 +268,7 @@ pub fn teacher_memory(
     let forward_setting = Some("training.micro_batch_size or the entries of teacher.devices");
     Ok(vec![
         part("weights", bytes, weights_setting),
-        part("a forward", of_forward, forward_setting),
+        part("a forward pass", of_forward, forward_setting),
     ])
 }
 

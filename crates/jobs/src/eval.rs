@@ -50,18 +50,22 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
     let settings = hub::located(&settings, &[Wanted::Corpus], &pinned, Some(signals))?;
     let first = hub::model(&args.model)?;
     let second = args.baseline.as_deref().map(hub::model).transpose()?;
+    // A wrong folder is known before what takes time.
+    let models = std::iter::once(&first).chain(&second);
+    let models = models.map(|folder| Ok((folder, ModelConfig::read(folder)?)));
+    let models = models.collect::<Result<Vec<_>>>()?;
     signals.begin(Phase::Prepare)?;
     let corpus = prepare::open(&settings, prepare::Outdated::Kept)?;
     let vocabulary = corpus.tokenizer.vocabulary();
     let size = (vocabulary, settings.corpus.sequence_length);
-    for folder in std::iter::once(&first).chain(&second) {
+    for (folder, config) in &models {
         let own = TokenizerFolder::open(folder, settings.corpus.eos_token.as_deref()).hint(
             "for a run, name its student, RUN/student; for another model, add its tokenizer.json",
         )?;
         compatible(&own, &corpus.tokenizer).hint(
             "the corpus was tokenized for another model: set corpus.tokenizer to this one's folder",
         )?;
-        fits("model", folder, &ModelConfig::read(folder)?, size)?;
+        fits("model", folder, config, size)?;
     }
     let evaluation = prepare::evaluation(&settings, &corpus)?;
     let validation = &evaluation.validation;

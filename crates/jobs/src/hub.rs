@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Error, Result};
+use anyhow::{Error, Result, anyhow};
 use ddk_hub::{Event, Found, Hub, HubError, IsWanted, Name, Options, Parts};
 use ddk_model::{ModelConfig, is_head};
 use ddk_run::{RunFolder, read::record};
@@ -19,7 +19,7 @@ use serde::Deserialize;
 
 use crate::{
     config::run_folder,
-    hint::{usage, with_hint},
+    hint::{Hint, usage, with_hint},
     local,
     phase::Phase,
     progress::{Reporter, say},
@@ -254,6 +254,11 @@ impl<'a> Finder<'a> {
             .any(|model| model.output_dir == path);
         if !explicit && (path.exists() || is_made) {
             return Ok(());
+        }
+        if path.starts_with("~") {
+            return Err(anyhow!("there is no folder {}", path.display()))
+                .hint("a configuration does not expand ~: write the whole path")
+                .usage();
         }
         let name = Name::model(path.to_str().unwrap_or_default()).map_err(advised)?;
         let Some(name) = name else {

@@ -246,7 +246,7 @@ fn make(
     let unclean = |report: &&DomainReport| report.prepared && report.quarantined > 0;
     for report in reports.iter().filter(unclean) {
         say(&format!(
-            "{}: {} could not be used; the first {QUARANTINED_PER_FILE} of each file are listed in {}",
+            "{}: {} could not be used, listed in {} (at most {QUARANTINED_PER_FILE} of each file)",
             report.domain,
             counted(report.quarantined, "record"),
             quarantine(&options.folder, &report.domain).display()
@@ -358,8 +358,20 @@ pub fn sequence_options(settings: &Settings) -> SequenceOptions {
 /// Describes a domain on one line.
 pub fn describe(report: &DomainReport) -> String {
     let made = report.prepared;
+    let left_out = [
+        (report.duplicates, "duplicate"),
+        (report.short, "short document"),
+    ];
+    let left_out = left_out.iter().filter(|(count, _)| *count > 0);
+    let left_out: Vec<String> = left_out
+        .map(|(count, what)| counted(*count, what))
+        .collect();
+    let left_out = match &left_out[..] {
+        [] => String::new(),
+        all => format!("; left out {}", all.join(" and ")),
+    };
     format!(
-        "{}: {}, {} ({:.2} bytes each), {}; {}{}; left out {} and {}{}",
+        "{}: {}, {} ({:.2} bytes each), {}; {}{}{left_out}{}",
         report.domain,
         counted(report.documents, "document"),
         counted(report.tokens, "token"),
@@ -370,8 +382,6 @@ pub fn describe(report: &DomainReport) -> String {
             0 => String::new(),
             spare => format!(" and {spare} more set aside but not used"),
         },
-        counted(report.duplicates, "duplicate"),
-        counted(report.short, "short document"),
         if made { "" } else { " (already prepared)" },
     )
 }

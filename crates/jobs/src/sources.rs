@@ -158,10 +158,10 @@ impl Looked {
             self.problems.push(with_hint(anyhow!(problem), hint));
         } else if let Some(first) = &sample.first_bad {
             let what = format!(
-                "domain `{}`: {bad} of the first {records} records cannot be used; the first is in {} at line {}: {}",
+                "domain `{}`: {bad} of the first {records} records cannot be used; the first is in {} at {}: {}",
                 source.name,
                 first.file.display(),
-                first.line,
+                first.place(),
                 first.reason
             );
             if bad as f64 > most * records as f64 {
