@@ -6,7 +6,7 @@ mod spark;
 use std::{fmt::Write, iter};
 
 use ddk_report::document::Table;
-use ddk_run::view::{Fact, Progress, RunStatus, Scalar, State, rough};
+use ddk_run::view::{Fact, Progress, RunStatus, Scalar, State, counted, rough};
 use ddk_telemetry::api::{Event, Status, WorkerStatus};
 use ratatui::{
     Frame,
@@ -313,11 +313,12 @@ fn draw_events(frame: &mut Frame<'_>, area: Rect, events: &[Event], is_tall: boo
 pub fn text(snapshot: &Snapshot) -> String {
     let (status, workers) = (&snapshot.status.run, &snapshot.status.workers);
     let mut text = format!(
-        "{}: {}, {}\n{}\n{}\n{}\n",
+        "{}: {}, {}\n{} (mean of {})\n{}\n{}\n",
         status.name,
         status.state,
         progress(status),
         losses_said(status),
+        counted(status.averaged_steps, "step"),
         rates(status),
         gaps(status)
     );
@@ -403,12 +404,11 @@ fn busy(worker: &WorkerStatus) -> String {
     }
 }
 
-/// The loss and its two terms, and the number of steps that they are means of.
+/// The loss and its two terms: means of the last steps.
 fn losses_said(status: &RunStatus) -> String {
     let terms = [Scalar::Loss, Scalar::CeLoss, Scalar::KdLoss];
     let [loss, cross_entropy, kl] = terms.map(|term| number(status.scalars.get(&term).copied(), 3));
-    let steps = status.averaged_steps;
-    format!("loss {loss} (mean of {steps}): cross-entropy {cross_entropy}, KL {kl}")
+    format!("loss {loss}: cross-entropy {cross_entropy}, KL {kl}")
 }
 
 /// The learning rate and the gradient norm.
