@@ -242,7 +242,8 @@ fn what_is_no_json_lines_file_is_named() {
 #[test]
 fn a_look_at_a_file_counts_the_unusable_records_that_preparation_finds() {
     let place = Place::new();
-    let mut lines = "{\"text\": \"a\"}\n".repeat(10);
+    let line = |number: u64| format!("{{\"text\": \"a {number}\"}}\n");
+    let mut lines: String = (0..10).map(line).collect();
     lines.push_str("{\"text\": \" \"}\n{\"text\": null}\n{\"other\": \"a\"}\nno json\n");
     place.write("some.jsonl", lines.as_bytes());
     let found = detect(&place.path("some.jsonl")).unwrap();
@@ -252,12 +253,18 @@ fn a_look_at_a_file_counts_the_unusable_records_that_preparation_finds() {
     let read = sample(&source).unwrap();
     assert_eq!((read.records, read.bad), (14, 4));
     assert!(read.whole && read.too_few(&source).is_none());
-    place.write("one.jsonl", b"{\"text\": \"a\"}\n");
-    let source = place.source("one", "one.jsonl");
-    let error = sample(&source).unwrap().too_few(&source).unwrap();
-    let prepared = place.prepare(&place.options(vec![source])).unwrap_err();
-    for error in [error, prepared] {
-        assert!(matches!(error, CorpusError::TooLittle { .. }), "{error}");
+    for (records, said) in [
+        (1, "has only one document"),
+        (10, "has the same text in all"),
+    ] {
+        place.write("one.jsonl", line(0).repeat(records).as_bytes());
+        let source = place.source("one", "one.jsonl");
+        let error = sample(&source).unwrap().too_few(&source).unwrap();
+        let prepared = place.prepare(&place.options(vec![source])).unwrap_err();
+        for error in [error, prepared] {
+            assert!(matches!(error, CorpusError::TooLittle { .. }), "{error}");
+            assert!(error.to_string().contains(said), "{error}");
+        }
     }
 }
 
