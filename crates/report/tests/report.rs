@@ -184,7 +184,7 @@ fn the_page_holds_the_figures_and_asks_nobody() {
             .html()
             .unwrap()
     };
-    assert!(report().contains("has not ended yet"));
+    assert!(report().contains("was stopped before its end"));
     fs::write(
         folder.path().join("summary.json"),
         serde_json::to_string(&summary()).unwrap(),

@@ -110,6 +110,6 @@ fn a_report_cannot_act_as_a_page_of_the_server() {
     assert!(
         get(&server, "/report?name=small")
             .2
-            .contains("has not ended")
+            .contains("was stopped before its end")
     );
 }
