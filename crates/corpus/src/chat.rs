@@ -20,6 +20,7 @@ use jinja::Rendered;
 use messages::Conversation;
 
 pub use doubts::Doubts;
+pub(crate) use doubts::speaker;
 pub(crate) use messages::{is_assistant, is_speaker};
 
 /// The name of the template for conversations without tools, and of the one for those with tools.

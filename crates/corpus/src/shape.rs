@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use crate::{
-    chat::{Doubts, is_assistant, is_speaker},
+    chat::{Doubts, is_assistant, is_speaker, speaker},
     pretokenized::is_ids,
 };
 
@@ -449,11 +449,6 @@ fn prompted(prompt: &str, input: Option<&str>, answer: &str) -> Shape {
         prompt_template,
         text_template: format!("{{{answer}}}"),
     }
-}
-
-/// Who speaks in a turn.
-fn speaker(turn: &Value) -> Option<&str> {
-    turn.get("from").or_else(|| turn.get("role"))?.as_str()
 }
 
 /// Whether one of the turns is the assistant's.

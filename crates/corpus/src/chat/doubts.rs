@@ -1,6 +1,6 @@
 //! What is unusual in conversations that DDK can use: often a mistake in how they were exported.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -17,6 +17,14 @@ const ROLES: [&str; 9] = [
     "model",
 ];
 
+/// Who speaks in a message: the speaker of ShareGPT's layout, or the role of OpenAI's.
+pub(crate) fn speaker(message: &Value) -> Option<&str> {
+    message
+        .get("from")
+        .or_else(|| message.get("role"))?
+        .as_str()
+}
+
 /// Counts conversations that are unusual.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Doubts {
@@ -29,20 +37,14 @@ pub struct Doubts {
 impl Doubts {
     /// Counts a conversation.
     pub(crate) fn add(&mut self, turns: &[Value]) {
-        let role = |turn: &Value| {
-            let role = turn.get("role").or_else(|| turn.get("from"))?;
-            role.as_str().map(str::to_owned)
-        };
-        let last = turns.last().and_then(role);
-        self.unanswered += u64::from(matches!(last.as_deref(), Some("user" | "human")));
+        let last = turns.last().and_then(speaker);
+        self.unanswered += u64::from(matches!(last, Some("user" | "human")));
         // Records with an unknown speaker of ShareGPT's layout are unusable, and counted as such.
         let of_openai = turns.iter().filter(|turn| turn.get("from").is_none());
-        let mut unknown: Vec<String> = of_openai.filter_map(role).collect();
-        unknown.retain(|role| !ROLES.contains(&&**role));
-        unknown.sort();
-        unknown.dedup();
+        let roles = of_openai.filter_map(speaker);
+        let unknown: BTreeSet<&str> = roles.filter(|role| !ROLES.contains(role)).collect();
         for role in unknown {
-            *self.unknown_roles.entry(role).or_default() += 1;
+            *self.unknown_roles.entry(role.to_owned()).or_default() += 1;
         }
     }
 
