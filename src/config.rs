@@ -16,18 +16,30 @@ use crate::cli::ConfigCommand;
 pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
     match command {
         ConfigCommand::Schema => print_json(&ddk_settings::schema(), out)?,
-        ConfigCommand::Show { config, origin } => {
+        ConfigCommand::Show {
+            config,
+            origin,
+            changed,
+        } => {
             let loaded = load(config)?;
-            if !origin {
+            if !origin && !changed {
                 write!(out, "{}", loaded.settings.to_toml()?)?;
                 return Ok(());
             }
-            let values = loaded.settings.values()?.into_iter();
+            let mut values = loaded.settings.values()?;
+            if *changed {
+                values.retain(|setting| loaded.origins.of(&setting.path) != Origins::DEFAULT);
+            }
+            let values = values.into_iter();
             let values = values.map(|setting| (setting.path, on_one_line(&setting.value)));
             let values: Vec<_> = values.collect();
             let widths = values.iter().map(|(key, value)| key.len() + value.len());
             let width = "* ".len() + " = ".len() + widths.max().unwrap_or(0).min(60);
             for (key, value) in values {
+                if !origin {
+                    writeln!(out, "{key} = {value}")?;
+                    continue;
+                }
                 let origin = loaded.origins.of(&key);
                 let is_default = origin == Origins::DEFAULT;
                 let mark = if is_default { "  " } else { "* " };

@@ -294,7 +294,7 @@ fn sampling(args: &cli::Generate) -> Result<Sampling> {
     );
     ensure!(
         top_p > 0.0 && top_p <= 1.0,
-        "--top-p is {top_p}, expected over 0 and at most 1"
+        "--top-p is {top_p}, expected greater than 0 and at most 1"
     );
     Ok(Sampling {
         temperature,

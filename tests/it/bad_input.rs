@@ -306,7 +306,7 @@ fn a_folder_that_holds_another_run_is_not_touched() {
     says(
         &said,
         &[
-            "runs/small contains a different run",
+            "the run in runs/small was started with other settings",
             "`run.max_steps` was 4 and is now 3",
             "`optimizer.beta1` was 0.9 and is now 0.5",
             "--fork NAME --set run.max_steps=8",

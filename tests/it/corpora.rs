@@ -111,6 +111,16 @@ fn prepared_files_are_verified_and_looked_at() {
     ] {
         assert!(said.contains(expected), "no {expected:?} in {said}");
     }
+    let long = ["config.toml", "--set", "corpus.sequence_length=300"];
+    world.succeed(&[&["prepare"][..], &long].concat());
+    let inspect = [&["data", "inspect"][..], &long].concat();
+    let said = |more: &[&str]| {
+        let output = world.succeed(&[&inspect[..], more].concat());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let cut = "… 100 more tokens (--full prints them)";
+    assert!(said(&[]).contains(cut) && !said(&["--full"]).contains("--full"));
+    world.succeed(&["prepare", "config.toml"]);
     let said = world.fail(2, &["data", "inspect", "config.toml", "--domain", "lakes"]);
     assert!(said.contains("coins, rivers, storms"), "{said}");
 

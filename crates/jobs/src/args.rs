@@ -111,9 +111,9 @@ pub struct Shrink {
     /// Folder of the model to shrink; default: teacher.model
     #[arg(long, value_name = "DIR")]
     pub teacher: Option<PathBuf>,
-    /// Number of layers to keep
+    /// Number of layers to keep; default: the number in the name of the student's folder, or half of the teacher's
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub layers: u64,
+    pub layers: Option<u64>,
     /// Folder to write; default: student.model
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -152,7 +152,7 @@ fn positive(text: &str) -> Result<f64, &'static str> {
         .parse()
         .ok()
         .filter(|number: &f64| number.is_finite() && *number > 0.0);
-    number.ok_or("expected a number over 0")
+    number.ok_or("expected a positive number")
 }
 
 /// Arguments of [`crate::train`].

@@ -43,10 +43,11 @@ const FEW_DOCUMENTS: u64 = 8;
 pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
     let mut found = Findings::new(out);
-    // Without the student there is neither its size nor its tokenizer, which everything else needs.
     let missing = planned::is_made(&settings, &args.config);
     if found.take(missing).is_some() {
         all(settings, args, &mut found)?;
+    } else {
+        without_student(settings, &mut found)?;
     }
     let problems = found.problems();
     found.title(&match problems {
@@ -86,6 +87,21 @@ fn all(settings: Settings, args: &args::Check, found: &mut Findings<'_>) -> Resu
         let done = forward(&settings, models, found);
         found.take(done);
     }
+    Ok(())
+}
+
+/// Checks what needs no student, because `ddk shrink` has not made it yet. It will have the teacher's tokenizer.
+fn without_student(settings: Settings, found: &mut Findings<'_>) -> Result<()> {
+    let mut settings = names(settings, found)?;
+    found.title("models");
+    let teacher = required(settings.teacher.model.clone(), "teacher.model");
+    if let Some(teacher) = found.take(teacher) {
+        one_model("teacher", &settings.local(&teacher), found);
+        settings.corpus.tokenizer.get_or_insert(teacher);
+    }
+    devices(&settings, found);
+    data(&settings, found);
+    schedule(&settings, found);
     Ok(())
 }
 
@@ -263,7 +279,7 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<Corpus> {
     let rows = |steps| (steps * settings.training.global_batch_size) as f64;
     let rows = most_steps(settings).ok().map(rows);
     let limits = limits(settings, corpus.domains.len());
-    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let percent = |share: f64| format!("{:.1}%", 100.0 * share);
     let mut header = ["domain", "sequences", "tokens"]
         .map(str::to_owned)
         .to_vec();

@@ -120,7 +120,7 @@ pub(crate) enum Read {
 
 /// Looks at each domain alone, so that the problems of one do not hide those of another.
 pub(crate) fn look(options: &PrepareOptions, tokenizer: &TokenizerFolder, read: Read) -> Looked {
-    let mut looked = Looked::default();
+    let (mut looked, mut too_many) = (Looked::default(), Vec::new());
     let mut alone = options.clone();
     for source in &options.domains {
         alone.domains = vec![source.clone()];
@@ -132,19 +132,30 @@ pub(crate) fn look(options: &PrepareOptions, tokenizer: &TokenizerFolder, read: 
             }
         };
         if read == Read::Every || (read == Read::Stale && !outdated.is_empty()) {
-            looked.read(source, options.max_bad_fraction);
+            looked.read(source, options.max_bad_fraction, &mut too_many);
         }
         let outdated = outdated.into_iter();
         looked
             .stale
             .extend(outdated.map(|stale| (stale, source.clone())));
     }
+    // One value for all domains, because the setting is one for all.
+    let needed = too_many
+        .iter()
+        .fold(0.0, |most, (_, fraction)| f64::max(most, *fraction));
+    looked.doubts.extend(too_many.into_iter().map(|(what, _)| {
+        let hint = format!(
+            "fix or delete such records, or allow more in every domain with corpus.max_bad_fraction = {needed}"
+        );
+        with_hint(anyhow!(what), hint)
+    }));
     looked
 }
 
 impl Looked {
-    /// Reads the first records of a domain.
-    fn read(&mut self, source: &DomainSource, most: f64) {
+    /// Reads the first records of a domain. Of unusable ones above `most`, adds the description to `too_many`, with the
+    /// fraction that allows them.
+    fn read(&mut self, source: &DomainSource, most: f64, too_many: &mut Vec<(String, f64)>) {
         let sample = match sample(source) {
             Ok(sample) => sample,
             Err(error) => return self.problems.push(advise(error)),
@@ -168,11 +179,7 @@ impl Looked {
                 let what = format!(
                     "{what}; more than corpus.max_bad_fraction = {most} of all records would stop `ddk prepare`"
                 );
-                let hint = format!(
-                    "fix or delete such records, or allow more with corpus.max_bad_fraction = {}",
-                    allowed(bad, records)
-                );
-                self.doubts.push(with_hint(anyhow!(what), hint));
+                too_many.push((what, allowed(bad, records)));
             } else {
                 self.warnings.push(format!("warning: {what}"));
             }

@@ -254,11 +254,11 @@ mod tests {
     #[test]
     fn numbers_go_to_the_right_and_words_to_the_left() {
         let mut table = Table::new(["domain", "rows", "share", "state"]);
-        table.row(["rain", "7", "80 %", "as it was"].map(str::to_owned));
+        table.row(["rain", "7", "80%", "as it was"].map(str::to_owned));
         table.row(["fog", "10"].map(str::to_owned));
         table.row(["a longer one", "1234", "", "new"].map(str::to_owned));
         let expected = "domain        rows  share  state\n\
-                        rain             7   80 %  as it was\n\
+                        rain             7    80%  as it was\n\
                         fog             10\n\
                         a longer one  1234         new\n";
         assert_eq!(table.to_string(), expected);

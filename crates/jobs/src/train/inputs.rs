@@ -244,7 +244,7 @@ impl Inputs {
         Err(anyhow!(
             "{shown} contains a different run: the {what} changed since it started (hash {then} then, {now} now)"
         ))
-        .hint(changes::advice(folder.path()))
+        .hint(changes::advice(folder.path(), settings, &[]))
         .usage()
     }
 
@@ -341,11 +341,11 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
         return Ok(());
     }
     Err(anyhow!(
-        "{} contains a different run: {}",
+        "the run in {} was started with other settings: {}",
         folder.display(),
         changes::in_words(&changes)
     ))
-    .hint(changes::advice(folder))
+    .hint(changes::advice(folder, settings, &changes))
     .usage()
 }
 
@@ -359,7 +359,7 @@ pub(super) fn same_rates(folder: &Path, settings: &Settings) -> Result<()> {
     }
     let shown = folder.display();
     Err(anyhow!("{shown} contains a finished run: {in_words}"))
-        .hint(changes::advice(folder))
+        .hint(changes::advice(folder, settings, &[]))
         .usage()
 }
 
