@@ -27,8 +27,8 @@ fn layers(student: &Path) -> Option<usize> {
     layers.parse().ok()
 }
 
-/// Returns how many layers `ddk shrink` keeps of a teacher with `all` layers. `asked`: `--layers`. `student`: the folder
-/// that the configuration names, if it is the one to write.
+/// Returns how many layers `ddk shrink` keeps of a teacher with `all` layers. `asked`: `--layers`. `student`: the
+/// folder that the configuration names, if it is the one to write.
 ///
 /// # Errors
 /// If the folder's name says another number, or if no layer would be left out.
