@@ -306,9 +306,10 @@ impl Http {
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Passing(reason)) => reason,
             };
-            let attempts = match self.has_answered.load(Ordering::Relaxed) {
-                true => self.attempts,
-                false => self.attempts.min(FIRST_ATTEMPTS),
+            let attempts = if self.has_answered.load(Ordering::Relaxed) {
+                self.attempts
+            } else {
+                self.attempts.min(FIRST_ATTEMPTS)
             };
             failed = if progressed { 1 } else { failed + 1 };
             if failed >= attempts {
