@@ -86,6 +86,9 @@ impl Kernels {
 
     /// Compiles and loads the kernels of a source for the current context, so that no later launch waits for that.
     ///
+    /// Loading may wait for the kernels that run on the GPU. It would never end if one of these waited for another
+    /// process, as NCCL's do, and that process for this one. So prepare the sources before the first collective.
+    ///
     /// # Errors
     /// If the calling thread has no current context, if the source does not compile, or if the driver fails.
     pub fn prepare(&self, source: Source) -> Result<(), CudaError> {

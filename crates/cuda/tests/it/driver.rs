@@ -189,14 +189,21 @@ fn launched_kernels_write_what_their_twins_write() {
     unsafe { kernels.launch(Source::Layers, &gate(&mut gated), ptr::null_mut()) }.unwrap();
     twin(Source::Layers).run(&gate(&mut expected));
     assert_eq!(gated, expected);
-    let streams = [stand_in.stream(0), ptr::null_mut()];
-    assert_eq!(streams.map(|stream| stand_in.launches(stream)), [1, 2]);
-    let functions = Source::ALL.map(|source| source.kernels().len() as u32);
-    assert_eq!(
-        stand_in.calls("cuModuleGetFunction"),
-        functions.iter().sum::<u32>(),
-        "each kernel is looked up once"
-    );
+
+    let mut elsewhere = Positions::new();
+    let launch = elsewhere.launch();
+    let stream = stand_in.stream(1);
+    // SAFETY: as above.
+    let start = || unsafe { kernels.launch(Source::Loss, &launch, stream) };
+    failed(start());
+    kernels.driver().on_device(1, start).unwrap().unwrap();
+    elsewhere.are(&Positions::by_twin());
+    let streams = [stand_in.stream(0), ptr::null_mut(), stream];
+    let launches = streams.map(|stream| stand_in.launches(stream));
+    assert_eq!(launches, [1, 2, 1]);
+    let [losses, layers] = Source::ALL.map(|source| source.kernels().len() as u32);
+    let looked_up = stand_in.calls("cuModuleGetFunction");
+    assert_eq!(looked_up, 2 * losses + layers, "once per device");
 }
 
 #[test]
