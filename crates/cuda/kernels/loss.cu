@@ -14,7 +14,7 @@ struct Loss {
     int teacher_ce;
 };
 
-// As `Values` in crates/cuda/src/loss.rs.
+// As `Values` in crates/kernel.
 struct Values {
     double ce, divergence, teacher_ce;
 };
