@@ -21,6 +21,17 @@ pub enum CudaError {
         /// What the compiler says.
         log: String,
     },
+    /// The C++ of a test does not compile.
+    #[error("cannot compile {library} as C++: {log}")]
+    Cpp {
+        /// The name of the library.
+        library: String,
+        /// What the compiler says.
+        log: String,
+    },
+    /// A library of a test cannot be loaded, or lacks a kernel.
+    #[error("cannot run kernels on the CPU: {0}")]
+    Twin(#[source] libloading::Error),
     /// The calling thread has no context.
     #[error(
         "no CUDA context is current on this thread; compute something with libtorch on the GPU before the first kernel"

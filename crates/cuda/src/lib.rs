@@ -17,6 +17,7 @@ mod layers;
 mod loss;
 mod nvrtc;
 mod source;
+mod twin;
 
 pub use driver::{Context, Driver, Module};
 pub use error::CudaError;
@@ -26,3 +27,4 @@ pub use layers::{Dtype, Norm, NormBackward, Rotation, silu_mul, silu_mul_backwar
 pub use loss::{Chunk, losses};
 pub use nvrtc::{Compiled, Nvrtc};
 pub use source::Source;
+pub use twin::{Twin, compile_cpp};

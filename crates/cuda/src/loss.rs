@@ -17,7 +17,7 @@ pub struct Constants {
     teacher_ce: i32,
 }
 
-// The kernels write `Values` of loss.cu, and Rust may lay out its own in another order.
+// The kernels write the `Values` of loss.cu.
 const _: () = assert!(
     offset_of!(Values, ce) == 0
         && offset_of!(Values, divergence) == 8

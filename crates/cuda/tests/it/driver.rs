@@ -16,7 +16,7 @@ use ddk_cuda::{Chunk, CudaError, Driver, Dtype, Kernels, Launch, Norm, Source, l
 use ddk_kernel::{Divergence, Loss, Values};
 
 use crate::{
-    compile::{normal, twin},
+    compile::{normal, run, twin},
     stand_in::{StandIn, cubin},
 };
 
@@ -66,7 +66,7 @@ impl Positions {
     /// What the twin makes of them.
     fn by_twin() -> Self {
         let mut positions = Self::new();
-        twin(Source::Loss).run(&positions.launch());
+        run(Source::Loss, &positions.launch());
         positions
     }
 
@@ -181,13 +181,13 @@ fn launched_kernels_write_what_their_twins_write() {
     let launch = norm(&mut normed).launch(Dtype::F32);
     // SAFETY: as above, with the default stream.
     unsafe { kernels.launch(Source::Layers, &launch, ptr::null_mut()) }.unwrap();
-    twin(Source::Layers).run(&norm(&mut expected).launch(Dtype::F32));
+    run(Source::Layers, &norm(&mut expected).launch(Dtype::F32));
     assert_eq!(normed, expected);
     let inputs = [x.as_ptr().cast(), normed.as_ptr().cast()];
     let gate = |out: &mut [f32; 96]| silu_mul(inputs, out.as_mut_ptr().cast(), 96, Dtype::F32);
     // SAFETY: as above.
     unsafe { kernels.launch(Source::Layers, &gate(&mut gated), ptr::null_mut()) }.unwrap();
-    twin(Source::Layers).run(&gate(&mut expected));
+    run(Source::Layers, &gate(&mut expected));
     assert_eq!(gated, expected);
 
     let mut elsewhere = Positions::new();

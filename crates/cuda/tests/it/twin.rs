@@ -9,7 +9,7 @@ use ddk_cuda::{
 use ddk_kernel::{Divergence, Loss, NormInputs, Values};
 use serde_json::Value;
 
-use crate::compile::{normal, twin};
+use crate::compile::{self, normal};
 
 /// The gradient and the values of a chunk.
 type Computed = (Vec<f32>, Vec<Values>);
@@ -59,7 +59,7 @@ impl Case {
             columns: self.columns as i32,
             teacher_ce,
         };
-        twin(Source::Loss).run(&losses(&chunk, loss));
+        compile::run(Source::Loss, &losses(&chunk, loss));
         (gradient, values)
     }
 
@@ -312,7 +312,7 @@ fn from_bf16(bits: u16) -> f32 {
 }
 
 fn run(launch: &Launch) {
-    twin(Source::Layers).run(launch);
+    compile::run(Source::Layers, launch);
 }
 
 const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
