@@ -4,8 +4,8 @@ use std::{path::PathBuf, sync::LazyLock};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use ddk_jobs::args::{
-    Bench, Check, Compare, ConfigArgs, Demo, Eval, Export, Label, Prepare, Pretrain, Report,
-    Shrink, Train,
+    Bench, Check, Compare, ConfigArgs, DTYPES, Demo, Eval, Export, Label, Prepare, Pretrain,
+    Report, Shrink, Train, dtype,
 };
 
 /// What `ddk --version` prints. `make wheel` sets the commit.
@@ -269,7 +269,7 @@ pub struct Generate {
     /// File with one prompt per line
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// Answer each prompt as a message of a user, through the model's chat template
+    /// Answer each prompt as a user message, through the model's chat template
     #[arg(long)]
     pub chat: bool,
     /// System prompt of each conversation
@@ -291,7 +291,7 @@ pub struct Generate {
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Number format of weights and matrix products: `fp32`, or `bf16` with half the memory
-    #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
+    #[arg(long, default_value = "fp32", value_parser = dtype(&DTYPES[..2]))]
     pub dtype: String,
 }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::Result;
 use ddk_jobs::{config::load, output::print_json};
-use ddk_settings::Origins;
+use ddk_settings::{Origins, Settings};
 use toml::Value;
 
 use crate::cli::ConfigCommand;
@@ -28,7 +28,8 @@ pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
             }
             let mut values = loaded.settings.values()?;
             if *changed {
-                values.retain(|setting| loaded.origins.of(&setting.path) != Origins::DEFAULT);
+                let changes = ddk_settings::diff(&Settings::default(), &loaded.settings)?;
+                values.retain(|setting| changes.iter().any(|change| change.path == setting.path));
             }
             let values = values.into_iter();
             let values = values.map(|setting| (setting.path, on_one_line(&setting.value)));

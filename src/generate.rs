@@ -58,7 +58,7 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
         }
         return Ok(());
     }
-    say("one message per line; /new begins another conversation, Ctrl-D ends");
+    say(&format!("one message per line; {COMMANDS}"));
     begin(&mut speakers, args);
     loop {
         write!(io::stderr(), "> ")?;
@@ -69,6 +69,7 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
         match line.trim() {
             "" => {}
             "/new" => begin(&mut speakers, args),
+            other if is_command(other) => say(&format!("there is no command {other}; {COMMANDS}")),
             message => {
                 if !args.chat {
                     begin(&mut speakers, args);
@@ -77,6 +78,15 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
             }
         }
     }
+}
+
+/// What a person may type besides messages.
+const COMMANDS: &str = "/new begins another conversation, Ctrl-D ends";
+
+/// Whether a line is meant as a command, such as `/help`, and not as a message.
+fn is_command(line: &str) -> bool {
+    let name = line.strip_prefix('/');
+    name.is_some_and(|name| !name.is_empty() && name.chars().all(char::is_alphabetic))
 }
 
 /// Returns the student and the teacher of a configuration or a run, with their names.

@@ -9,13 +9,20 @@ use clap::{
 
 use crate::cli::Cli;
 
+/// How to resume a run.
+const AGAIN: &str = "`ddk train` resumes by itself: repeat the command that started the run";
+
 /// Prints what is wrong with the command line, and ends the process.
 pub fn refuse(mut error: clap::Error) -> ! {
     let hint = hint(&error);
-    if hint.is_some() {
-        // clap suggests the option whose name looks alike, such as --no-resume.
+    if error.kind() == ErrorKind::UnknownArgument {
+        // clap suggests to pass the option as a value.
         error.remove(ContextKind::Suggested);
+    }
+    if hint.is_some() {
+        // clap suggests what looks alike, such as --no-resume, or `ddk serve` instead of `ddk resume`.
         error.remove(ContextKind::SuggestedArg);
+        error.remove(ContextKind::SuggestedSubcommand);
     }
     // Nothing is left to do if standard error is closed.
     let _ = error.print();
@@ -25,8 +32,11 @@ pub fn refuse(mut error: clap::Error) -> ! {
     std::process::exit(error.exit_code())
 }
 
-/// Returns what to do instead of an unknown option.
+/// Returns what to do instead of an unknown command or option.
 fn hint(error: &clap::Error) -> Option<String> {
+    if let Some(ContextValue::String(command)) = error.get(ContextKind::InvalidSubcommand) {
+        return (command == "resume").then(|| AGAIN.to_owned());
+    }
     let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg) else {
         return None;
     };
@@ -35,9 +45,18 @@ fn hint(error: &clap::Error) -> Option<String> {
         let is_argument = error.kind() == ErrorKind::UnknownArgument && !unknown.starts_with('-');
         return given.model(unknown).filter(|_| is_argument);
     };
+    if ddk_settings::keys().any(|key| key.path == name) {
+        return Some(format!(
+            "settings are passed with --set: --set {name}=VALUE"
+        ));
+    }
     let name = name.replace('_', "-");
     given.positional(&name).or_else(|| match name.as_str() {
         "resume" | "resume-from-checkpoint" => Some(given.resume(&name)),
+        "dry-run" => Some("`ddk check` says what a run needs, and starts nothing".to_owned()),
+        "checkpoint" if given.has("step") => {
+            Some("checkpoints are chosen by their step: --step N".to_owned())
+        }
         "host" | "port" if given.names() == ["serve"] => {
             let own = |option, default: &str| given.value(option).unwrap_or(default).to_owned();
             let (host, port) = (own("host", "127.0.0.1"), own("port", "9470"));
@@ -117,14 +136,13 @@ impl Given {
 
     /// How to resume a run.
     fn resume(&self, option: &str) -> String {
-        let again = "`ddk train` resumes by itself: repeat the command that started the run";
         let value = self.value(option).unwrap_or_default();
         let step = value.rsplit('-').next().unwrap_or_default();
         match step.parse::<u64>() {
             Ok(step) => {
-                format!("{again}; to go back to an earlier checkpoint, add --resume-from {step}")
+                format!("{AGAIN}; to go back to an earlier checkpoint, add --resume-from {step}")
             }
-            Err(_) => again.to_owned(),
+            Err(_) => AGAIN.to_owned(),
         }
     }
 

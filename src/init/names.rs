@@ -8,8 +8,13 @@ pub(super) fn domain_name(text: &str) -> String {
 
 /// The first lines of a domain's table.
 pub(super) fn head(name: &str, files: &[String]) -> String {
-    let files: Vec<String> = files.iter().map(|file| quote(file)).collect();
-    format!("[domains.{}]\nfiles = [{}]\n", key(name), files.join(", "))
+    format!("[domains.{}]\nfiles = {}\n", key(name), list(files))
+}
+
+/// A list of strings of TOML.
+pub(super) fn list(texts: &[String]) -> String {
+    let quoted: Vec<String> = texts.iter().map(|text| quote(text)).collect();
+    format!("[{}]", quoted.join(", "))
 }
 
 /// A string of TOML, which a JSON string is too.

@@ -143,7 +143,7 @@ fn check_estimates_a_step_an_evaluation_and_the_run() {
     assert!(ready, "{said}");
     assert!(said.contains("warning: the run takes"), "{said}");
     assert!(
-        said.contains("evaluations, whose length is known after `ddk prepare`"),
+        said.contains("evaluations (estimated after `ddk prepare`)"),
         "{said}"
     );
     assert!(!said.contains("an evaluation takes"), "{said}");
@@ -346,6 +346,12 @@ fn options_of_other_trainers_are_answered_with_what_to_do() {
             ],
             "add --resume-from 500",
         ),
+        (&["check", "a.toml", "--dry-run"], "`ddk check` says"),
+        (
+            &["train", "a.toml", "--optimizer.lr", "1e-4"],
+            "--set optimizer.lr=VALUE",
+        ),
+        (&["export", "runs/my", "--checkpoint", "5"], "--step N"),
         (&["serve", "--port", "8000"], "--address 127.0.0.1:8000"),
         (
             &["serve", "--host=0.0.0.0", "--port=80"],

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{
     Args,
-    builder::{PossibleValuesParser, TypedValueParser},
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
 use ddk_settings::Method;
 
@@ -114,7 +114,7 @@ pub struct Shrink {
     /// Number of layers to keep; default: the number in the name of the student's folder, or half of the teacher's
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub layers: Option<u64>,
-    /// Folder to write; default: student.model
+    /// Folder to write; replaces a student that ddk wrote there before; default: student.model
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Print the measurements as JSON
@@ -296,8 +296,27 @@ pub struct Export {
     #[arg(long, value_name = "N|best", value_parser = export_step)]
     pub step: Option<ExportStep>,
     /// Dtype of the exported tensors: fp32, bf16 or fp16
-    #[arg(long, value_name = "DTYPE", default_value = "fp32", value_parser = ["fp32", "bf16", "fp16"])]
+    #[arg(long, value_name = "DTYPE", default_value = "fp32", value_parser = dtype(&DTYPES))]
     pub dtype: String,
+}
+
+/// Dtypes with PyTorch's names for them.
+pub const DTYPES: [(&str, &str); 3] = [
+    ("fp32", "float32"),
+    ("bf16", "bfloat16"),
+    ("fp16", "float16"),
+];
+
+/// Accepts these dtypes by both names, and returns the first.
+pub fn dtype(
+    dtypes: &'static [(&'static str, &'static str)],
+) -> impl TypedValueParser<Value = String> {
+    let value =
+        |(name, other): &(&'static str, &'static str)| PossibleValue::new(name).alias(other);
+    PossibleValuesParser::new(dtypes.iter().map(value)).map(|given| {
+        let known = dtypes.iter().find(|(_, other)| *other == given);
+        known.map_or(given, |(name, _)| (*name).to_owned())
+    })
 }
 
 /// Which checkpoint to export.

@@ -15,13 +15,13 @@ use ddk_mixture::Excess;
 use ddk_model::{Model, ModelConfig, Weights};
 use ddk_objective::default_chunk;
 use ddk_report::document::Table;
-use ddk_run::view::counted;
+use ddk_run::{RunFolder, view::counted};
 use ddk_settings::{LrSchedule, MixturePolicy, Settings};
 use ddk_torch::{ComputeContext, DeviceError, parse_device};
 
 use crate::{
     args, chat,
-    config::{self, required},
+    config::{self, required, run_folder},
     findings::{Findings, fits, tokenizers},
     gpus,
     hint::{Ended, exit},
@@ -43,6 +43,7 @@ const FEW_DOCUMENTS: u64 = 8;
 pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
     let mut found = Findings::new(out);
+    let ready = ready(&settings, &args.config);
     let missing = planned::is_made(&settings, &args.config);
     if found.take(missing).is_some() {
         all(settings, args, &mut found)?;
@@ -50,13 +51,31 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
         without_student(settings, &mut found)?;
     }
     let problems = found.problems();
-    found.title(&match problems {
-        0 => format!("ready: ddk train{} starts the run", args.config.repeated()),
-        count => counted(count as u64, "problem"),
-    });
+    if problems == 0 {
+        found.title(&ready);
+    } else {
+        found.title(&counted(problems as u64, "problem"));
+        // The lines above may have scrolled away.
+        found.list();
+    }
     found.written?;
     ensure!(problems == 0, Ended(exit::ERROR));
     Ok(())
+}
+
+/// What `ddk train` does with these settings.
+fn ready(settings: &Settings, config: &args::ConfigArgs) -> String {
+    let command = format!("ddk train{}", config.repeated());
+    let folder = run_folder(settings).ok();
+    match folder.filter(|folder| RunFolder::holds_a_run(folder)) {
+        None => format!("ready: {command} starts the run"),
+        Some(folder) if folder.join("summary.json").exists() => format!(
+            "ready, but {} contains a finished run: choose another run.name for a new run, or raise the limit to \
+             train on",
+            folder.display()
+        ),
+        Some(folder) => format!("ready: {command} resumes the run in {}", folder.display()),
+    }
 }
 
 /// Checks everything, the models first.

@@ -38,7 +38,7 @@ pub(crate) fn to_keep(asked: Option<u64>, student: Option<&Path>, all: usize) ->
     let count = asked.or(named).unwrap_or_else(|| kept(all));
     if count >= all {
         return Err(anyhow!(
-            "the teacher has {all} layers: {count} leaves none out"
+            "the teacher has {all} layers, so keeping {count} leaves none out"
         ))
         .hint(format!("pass --layers with a number from 1 to {}", all - 1))
         .usage();

@@ -228,7 +228,10 @@ fn moves(before: &ByDomain, now: &ByDomain) -> Vec<String> {
         let before = *before.get(name)?;
         Some((name.clone(), before, *now))
     };
-    let changes: Vec<(String, f64, f64)> = now.iter().filter_map(change).collect();
+    // Moves that the digits below do not show are no news.
+    let is_seen = |(_, before, now): &(String, f64, f64)| (now - before).abs() >= 5e-4;
+    let changes = now.iter().filter_map(change).filter(is_seen);
+    let changes: Vec<(String, f64, f64)> = changes.collect();
     let by_change =
         |a: &&(String, f64, f64), b: &&(String, f64, f64)| (a.2 - a.1).total_cmp(&(b.2 - b.1));
     let up = changes.iter().max_by(by_change).filter(|(_, a, b)| b > a);

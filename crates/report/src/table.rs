@@ -155,7 +155,7 @@ fn steering(summary: &Summary) -> String {
 /// while a program beside DDK uses the cores.
 fn overlap(overlap: f64) -> String {
     let meaning = if overlap < 0.995 {
-        "below 1: at times, neither model was busy"
+        "below 1: at times, neither model computed, for example while other programs used the cores"
     } else {
         "1: in turn, 2: in parallel"
     };
