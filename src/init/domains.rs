@@ -129,7 +129,10 @@ pub fn find(args: &cli::Init) -> Result<Found> {
     for entry in &mut entries {
         entry.skip_readmes(is_only);
     }
-    let entries = Entry::join_documents(entries, &args.data);
+    // Documents without fields are in no domain of a field.
+    if args.domain_field.is_none() {
+        entries = Entry::join_documents(entries, &args.data);
+    }
     print(&args.data, &entries);
     let domains = match &args.domain_field {
         Some(field) => by_field(&entries, field)?,
