@@ -49,7 +49,7 @@ fn inspect(
     most: usize,
     out: &mut dyn Write,
 ) -> Result<()> {
-    let settings = ddk_jobs::config::load(args)?.settings;
+    let settings = ddk_jobs::config::load(&args.of_runs())?.settings;
     let settings = hub::located(&settings, &[Wanted::Corpus], &hub::pinned(&settings)?, None)?;
     let corpus = prepare::open(&settings, Outdated::Kept)?;
     let names: Vec<&str> = corpus.names().collect();

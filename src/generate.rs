@@ -69,7 +69,9 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
         match line.trim() {
             "" => {}
             "/new" => begin(&mut speakers, args),
-            other if is_command(other) => say(&format!("there is no command {other}; {COMMANDS}")),
+            other if args.chat && is_command(other) => {
+                say(&format!("there is no command {other}; {COMMANDS}"))
+            }
             message => {
                 if !args.chat {
                     begin(&mut speakers, args);

@@ -45,10 +45,8 @@ fn hint(error: &clap::Error) -> Option<String> {
         let is_argument = error.kind() == ErrorKind::UnknownArgument && !unknown.starts_with('-');
         return given.model(unknown).filter(|_| is_argument);
     };
-    if ddk_settings::keys().any(|key| key.path == name) {
-        return Some(format!(
-            "settings are passed with --set: --set {name}=VALUE"
-        ));
+    if name.contains('.') {
+        return given.setting(name);
     }
     let name = name.replace('_', "-");
     given.positional(&name).or_else(|| match name.as_str() {
@@ -105,7 +103,10 @@ impl Given {
             .position(|word| word.split('=').next() == Some(&option))?;
         match self.words[at].split_once('=') {
             Some((_, value)) => Some(value),
-            None => self.words.get(at + 1).map(String::as_str),
+            None => {
+                let next = self.words.get(at + 1).filter(|word| !word.starts_with('-'));
+                next.map(String::as_str)
+            }
         }
     }
 
@@ -136,8 +137,9 @@ impl Given {
 
     /// How to resume a run.
     fn resume(&self, option: &str) -> String {
+        // Of other trainers: runs/my/checkpoint-500.
         let value = self.value(option).unwrap_or_default();
-        let step = value.rsplit('-').next().unwrap_or_default();
+        let step = value.rsplit("checkpoint-").next().unwrap_or_default();
         match step.parse::<u64>() {
             Ok(step) => {
                 format!("{AGAIN}; to go back to an earlier checkpoint, add --resume-from {step}")
@@ -151,7 +153,13 @@ impl Given {
         if !self.has("set") {
             return None;
         }
-        let keys = ddk_settings::suggested(option).into_iter();
+        let is_key = ddk_settings::keys().any(|key| key.path == option);
+        let keys = if is_key {
+            vec![option]
+        } else {
+            ddk_settings::suggested(option)
+        };
+        let keys = keys.into_iter();
         let keys: Vec<String> = keys.map(|key| format!("--set {key}=VALUE")).collect();
         (!keys.is_empty()).then(|| format!("settings are passed with --set: {}", keys.join(" or ")))
     }

@@ -97,7 +97,7 @@ impl RunHandle {
         match self.0.call(request, None).await {
             Ok(CallResult::Success(outcome)) => outcome,
             _ => Err(Refusal(
-                "the run is stopping, or went back to its last checkpoint, before it could do that"
+                "the run stopped or returned to its last checkpoint before it could do that"
                     .to_owned(),
             )),
         }

@@ -14,7 +14,7 @@ use ddk_settings::Settings;
 use super::{
     entry::{Entry, same},
     found,
-    names::{domain_name, head, list, quote},
+    names::{domain_name, head, held_out_place, is_train, list, quote},
     patterns::patterns,
     skipped,
 };
@@ -150,20 +150,11 @@ pub fn find(args: &cli::Init) -> Result<Found> {
     })
 }
 
-/// Names of files and folders whose text others keep for validation and for tests.
-const HELD_OUT: [&str; 6] = ["validation", "valid", "val", "dev", "eval", "test"];
-
-/// Returns the place of a name in [`HELD_OUT`].
-fn held_out_place(name: &str) -> Option<usize> {
-    let name = name.to_lowercase();
-    HELD_OUT.iter().position(|other| *other == name)
-}
-
 /// Data with `train` beside `validation` or `test`, and nothing else, is one domain with validation files.
 fn held_out(data: &Path, domains: Vec<FoundDomain>) -> Vec<FoundDomain> {
-    let is_train = |domain: &FoundDomain| domain.name.eq_ignore_ascii_case("train");
+    let is_train = |domain: &&FoundDomain| is_train(&domain.name);
     let mut others = domains.iter().filter(|domain| !is_train(domain));
-    let Some(train) = domains.iter().find(|domain| is_train(domain)) else {
+    let Some(train) = domains.iter().find(is_train) else {
         return domains;
     };
     let are_split = domains.len() > 1
@@ -176,7 +167,7 @@ fn held_out(data: &Path, domains: Vec<FoundDomain>) -> Vec<FoundDomain> {
     };
     for domain in left_out {
         say(&format!(
-            "left out: {}, which looks like held-out data; {} is the validation data",
+            "left out: {}, which looks like held-out data; DDK validates with `{}`",
             domain.files.join(", "),
             validation.name
         ));

@@ -6,6 +6,7 @@ use anyhow::Result;
 use ddk_corpus::{Detected, FileFormat, Shape, detect_in};
 use ddk_jobs::{hint::Hint, hub, prepare::advise};
 
+use super::names::{held_out_place, is_train};
 use crate::cli;
 
 /// A file or folder of the data, with the files in it.
@@ -63,7 +64,10 @@ impl Entry {
     /// Joins the files in the data's folder that are one document each: alone, none of them is enough for a domain.
     pub(super) fn join_documents(entries: Vec<Self>, data: &Path) -> Vec<Self> {
         let is_document = |entry: &Self| match &entry.files[..] {
-            [file] => !entry.is_folder && file.shape == Ok(Shape::Text),
+            [file] => {
+                let is_part = held_out_place(&file.stem()).is_some() || is_train(&file.stem());
+                !entry.is_folder && !is_part && file.shape == Ok(Shape::Text)
+            }
             _ => false,
         };
         let (documents, mut others): (Vec<_>, Vec<_>) = entries.into_iter().partition(is_document);

@@ -125,6 +125,10 @@ fn prepared_files_are_verified_and_looked_at() {
     assert!(said.contains("coins, rivers, storms"), "{said}");
 
     world.succeed(&["train", "config.toml"]);
+    // A run names its configuration.
+    let of_run = world.succeed(&["data", "inspect", "runs/small"]);
+    let of_file = world.succeed(&["data", "inspect", "config.toml"]);
+    assert_eq!(of_run.stdout, of_file.stdout);
     let traced = world.succeed(&["data", "samples", "runs/small", "--step", "3"]);
     let said = String::from_utf8(traced.stdout).unwrap();
     assert_eq!(said.matches("drawn in interval 0").count(), 8, "{said}");

@@ -308,6 +308,15 @@ fn documents_beside_each_other_are_one_domain() {
     assert!(config.contains(table), "{config}");
     let said = prepared(&data);
     assert!(said.contains("data: 6 documents"), "{said}");
+    // Held-out text is not trained on in silence.
+    data.write("test.md", b"Held out.");
+    let (succeeded, said) = data.init(&["--data", "data", "--out", "other.toml"]);
+    assert!(
+        succeeded && said.contains("the domain test looks like held-out data"),
+        "{said}"
+    );
+    let config = fs::read_to_string(data.world.path().join("other.toml")).unwrap();
+    assert!(config.contains("\"!data/test.md\"]"), "{config}");
 }
 
 #[test]
@@ -323,7 +332,7 @@ fn parts_for_training_and_validation_are_one_domain() {
     }
     let (succeeded, said) = data.init(&["--data", "data", "--out", "my.toml"]);
     assert!(succeeded && said.contains("1 domain in my.toml"), "{said}");
-    let left_out = "left out: data/test.jsonl, which looks like held-out data; validation is the validation data";
+    let left_out = "left out: data/test.jsonl, which looks like held-out data; DDK validates with `validation`";
     assert!(said.contains(left_out), "{said}");
     let config = fs::read_to_string(data.world.path().join("my.toml")).unwrap();
     let table = "[domains.data]\nfiles = [\"data/train.jsonl\"]\nvalidation_files = [\"data/validation.jsonl\"]\n";

@@ -1,4 +1,4 @@
-// What every kernel uses. The file compiles as CUDA C++ by NVRTC, and as C++ after twin.h, which defines CUDA's words.
+// What every kernel uses. The file compiles as CUDA C++ by NVRTC, and as C++ after twin.h, which defines its keywords.
 // Sums are in double. Nothing depends on the order in which threads run, so a launch of the same size has the same
 // bits.
 

@@ -1,4 +1,4 @@
-// Runs kernels on the CPU, for tests: defines CUDA's words, so that a kernel's file compiles as C++. Each thread of a
+// Runs kernels on the CPU, for tests: defines CUDA's keywords, so that a kernel's file compiles as C++. Each thread of a
 // block is a thread, and a barrier makes them wait for each other. Blocks run one after another.
 
 #include <barrier>

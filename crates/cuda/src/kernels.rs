@@ -86,8 +86,8 @@ impl Kernels {
 
     /// Compiles and loads the kernels of a source for the current context, so that no later launch waits for that.
     ///
-    /// Loading may wait for the kernels that run on the GPU. It would never end if one of these waited for another
-    /// process, as NCCL's do, and that process for this one. So prepare the sources before the first collective.
+    /// Loading may wait for the kernels that run on the GPU. It deadlocks if a running kernel waits for another process
+    /// that waits for this one, as NCCL's can.
     ///
     /// # Errors
     /// If the calling thread has no current context, if the source does not compile, or if the driver fails.

@@ -12,7 +12,7 @@ use libloading::{Library, Symbol};
 
 use crate::{CudaError, Launch, Source};
 
-/// Defines CUDA's words in C++.
+/// Defines CUDA's keywords and built-in variables in C++.
 const HEADER: &str = include_str!("../kernels/twin.h");
 
 /// The kernels of a source, compiled as C++. Each thread of a block is a thread, and blocks run one after another.

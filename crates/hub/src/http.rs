@@ -27,7 +27,7 @@ use crate::{
 
 /// Maximum number of redirects of a request.
 const REDIRECTS: usize = 8;
-/// Maximum number of attempts before a server has answered: this machine is probably offline.
+/// Maximum number of attempts until a server first answers. Without any answer, this machine is probably offline.
 const FIRST_ATTEMPTS: u32 = 2;
 /// Maximum number of bytes of an answer of the API. The list of a repository with 100,000 files has 20 MB.
 const LONGEST_ANSWER: u64 = 1 << 28;

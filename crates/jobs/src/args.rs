@@ -6,6 +6,7 @@ use clap::{
     Args,
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
+use ddk_run::RunFolder;
 use ddk_settings::Method;
 
 /// Sources of the settings: files in order, then the environment, then --set.
@@ -20,6 +21,18 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
+    /// These arguments with the configuration of a run in place of its folder.
+    #[must_use]
+    pub fn of_runs(&self) -> Self {
+        let mut args = self.clone();
+        for file in &mut args.files {
+            if RunFolder::holds_a_run(file) {
+                file.push("config.toml");
+            }
+        }
+        args
+    }
+
     /// These arguments as a shell reads them, each after a space.
     pub fn repeated(&self) -> String {
         let files = self.files.iter().map(|file| file.display().to_string());

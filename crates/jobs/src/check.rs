@@ -29,7 +29,10 @@ use crate::{
     planned,
     prepare::{self, Corpus, Outdated},
     sources::{self, Read},
-    train::options::{self, most_steps},
+    train::{
+        inputs,
+        options::{self, most_steps},
+    },
     wiring::{self, ModelFolders},
 };
 
@@ -43,7 +46,8 @@ const FEW_DOCUMENTS: u64 = 8;
 pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
     let mut found = Findings::new(out);
-    let ready = ready(&settings, &args.config);
+    let ready = found.take(ready(&settings, &args.config));
+    let ready = ready.unwrap_or_default();
     let missing = planned::is_made(&settings, &args.config);
     if found.take(missing).is_some() {
         all(settings, args, &mut found)?;
@@ -64,18 +68,26 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
 }
 
 /// What `ddk train` does with these settings.
-fn ready(settings: &Settings, config: &args::ConfigArgs) -> String {
+///
+/// # Errors
+/// If it refuses to resume the run that exists.
+fn ready(settings: &Settings, config: &args::ConfigArgs) -> Result<String> {
     let command = format!("ddk train{}", config.repeated());
     let folder = run_folder(settings).ok();
-    match folder.filter(|folder| RunFolder::holds_a_run(folder)) {
-        None => format!("ready: {command} starts the run"),
-        Some(folder) if folder.join("summary.json").exists() => format!(
-            "ready, but {} contains a finished run: choose another run.name for a new run, or raise the limit to \
-             train on",
-            folder.display()
-        ),
-        Some(folder) => format!("ready: {command} resumes the run in {}", folder.display()),
-    }
+    let Some(folder) = folder.filter(|folder| RunFolder::holds_a_run(folder)) else {
+        return Ok(format!("ready: {command} starts the run"));
+    };
+    inputs::same_settings(&folder, settings)?;
+    let is_over = folder.join("summary.json").exists() && !inputs::extends(&folder, settings)?;
+    let shown = folder.display();
+    Ok(if is_over {
+        format!(
+            "ready, but {shown} contains a finished run: choose another run.name for a new run, or raise the limit to \
+             train on"
+        )
+    } else {
+        format!("ready: {command} resumes the run in {shown}")
+    })
 }
 
 /// Checks everything, the models first.
@@ -115,7 +127,9 @@ fn without_student(settings: Settings, found: &mut Findings<'_>) -> Result<()> {
     found.title("models");
     let teacher = required(settings.teacher.model.clone(), "teacher.model");
     if let Some(teacher) = found.take(teacher) {
-        one_model("teacher", &settings.local(&teacher), found);
+        if !settings.teacher.is_served() {
+            one_model("teacher", &settings.local(&teacher), found);
+        }
         settings.corpus.tokenizer.get_or_insert(teacher);
     }
     devices(&settings, found);

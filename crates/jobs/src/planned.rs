@@ -28,28 +28,39 @@ fn layers(student: &Path) -> Option<usize> {
 }
 
 /// Returns how many layers `ddk shrink` keeps of a teacher with `all` layers. `asked`: `--layers`. `student`: the
-/// folder that the configuration names, if it is the one to write.
+/// folder to write, whose name may say a number.
 ///
 /// # Errors
 /// If the folder's name says another number, or if no layer would be left out.
-pub(crate) fn to_keep(asked: Option<u64>, student: Option<&Path>, all: usize) -> Result<usize> {
-    let named = student.and_then(layers);
+pub(crate) fn to_keep(asked: Option<u64>, student: &Path, all: usize) -> Result<usize> {
+    let named = layers(student);
     let asked = asked.map(usize::try_from).transpose()?;
     let count = asked.or(named).unwrap_or_else(|| kept(all));
+    let name = student.display().to_string();
+    let renamed = |count: usize| {
+        let prefix = named.and_then(|named| name.strip_suffix(&format!("{named}-layers")));
+        prefix.map(|prefix| format!("{prefix}{count}-layers"))
+    };
+    if all < 2 {
+        let what = "the teacher has one layer: there is none to leave out";
+        return Err(anyhow!(what)).usage();
+    }
     if count >= all {
+        let hint = match renamed(kept(all)) {
+            Some(better) => format!("name the student's folder {better}"),
+            None => format!("pass --layers with a number from 1 to {}", all - 1),
+        };
         return Err(anyhow!(
-            "the teacher has {all} layers, so keeping {count} leaves none out"
+            "cannot keep {count} layers: the teacher has {all}, and `ddk shrink` leaves out at least one"
         ))
-        .hint(format!("pass --layers with a number from 1 to {}", all - 1))
+        .hint(hint)
         .usage();
     }
-    if let (Some(folder), Some(named)) = (student, named.filter(|named| *named != count)) {
-        let name = folder.display().to_string();
-        let prefix = name.strip_suffix(&format!("{named}-layers"));
-        let better = format!("{}{count}-layers", prefix.unwrap_or(&name));
-        return Err(anyhow!("student.model is {name}, but --layers is {count}"))
+    if let (Some(named), Some(better)) = (named.filter(|named| *named != count), renamed(count)) {
+        let what = format!("the student's folder is {name}, but --layers is {count}");
+        return Err(anyhow!(what))
             .hint(format!(
-                "set student.model to {better}, or leave out --layers to keep {named}"
+                "name it {better}, or leave out --layers to keep {named}"
             ))
             .usage();
     }
@@ -98,18 +109,20 @@ mod tests {
 
     #[test]
     fn the_folder_says_how_many_layers_to_keep() {
-        let planned = folder("qwen", 10);
-        let planned = Some(planned.as_path());
-        assert_eq!(to_keep(None, planned, 28).unwrap(), 10);
-        assert_eq!(to_keep(Some(10), planned, 28).unwrap(), 10);
-        assert_eq!(to_keep(Some(7), None, 28).unwrap(), 7);
-        assert_eq!(to_keep(None, Some(Path::new("x")), 29).unwrap(), 15);
-        let error = to_keep(Some(12), planned, 28).unwrap_err();
-        let text = crate::hint::render(&error);
-        let hint = "set student.model to models/qwen-12-layers, or leave out --layers to keep 10";
-        assert!(text.contains(hint), "{text}");
-        for (asked, all) in [(Some(28), 28), (None, 1)] {
-            to_keep(asked, None, all).unwrap_err();
+        let (planned, other) = (folder("qwen", 10), Path::new("x"));
+        assert_eq!(to_keep(None, &planned, 28).unwrap(), 10);
+        assert_eq!(to_keep(Some(10), &planned, 28).unwrap(), 10);
+        assert_eq!(to_keep(Some(7), other, 28).unwrap(), 7);
+        assert_eq!(to_keep(None, other, 29).unwrap(), 15);
+        let of_other = "name it models/qwen-12-layers, or leave out --layers to keep 10";
+        for (asked, student, all, hint) in [
+            (Some(12), &*planned, 28, of_other),
+            (None, &planned, 8, "folder models/qwen-4-layers"),
+            (Some(28), other, 28, "a number from 1 to 27"),
+            (None, other, 1, "there is none to leave out"),
+        ] {
+            let text = crate::hint::render(&to_keep(asked, student, all).unwrap_err());
+            assert!(text.contains(hint), "{text}");
         }
     }
 }

@@ -228,7 +228,7 @@ fn moves(before: &ByDomain, now: &ByDomain) -> Vec<String> {
         let before = *before.get(name)?;
         Some((name.clone(), before, *now))
     };
-    // Moves that the digits below do not show are no news.
+    // Skip moves too small to show in three decimals.
     let is_seen = |(_, before, now): &(String, f64, f64)| (now - before).abs() >= 5e-4;
     let changes = now.iter().filter_map(change).filter(is_seen);
     let changes: Vec<(String, f64, f64)> = changes.collect();

@@ -77,9 +77,7 @@ pub fn run(args: &args::Shrink, signals: &Signals, out: &mut dyn Write) -> Resul
         .hint("set --out to a new folder, or to one that ddk wrote before")
         .usage()?;
     let model_config = ModelConfig::read(&teacher)?;
-    let planned = settings.student.model.as_deref();
-    let planned = planned.filter(|_| args.out.is_none());
-    let kept = planned::to_keep(args.layers, planned, model_config.layers() as usize)?;
+    let kept = planned::to_keep(args.layers, &student, model_config.layers() as usize)?;
     // The student does not exist yet, and it will have the teacher's tokenizer.
     settings.corpus.tokenizer.get_or_insert(teacher.clone());
     let settings = hub::located(

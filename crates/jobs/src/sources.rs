@@ -43,7 +43,7 @@ pub fn advise(error: CorpusError) -> anyhow::Error {
     }
 }
 
-/// Adds a hint to an error of preparing these domains, which know what the user has set.
+/// Adds a hint to an error of preparing these domains.
 pub(crate) fn advise_for(options: &PrepareOptions, error: CorpusError) -> anyhow::Error {
     let CorpusError::TooManyBad {
         domain,
@@ -159,8 +159,8 @@ pub(crate) fn look(options: &PrepareOptions, tokenizer: &TokenizerFolder, read: 
 }
 
 impl Looked {
-    /// Reads the first records of a domain. Of unusable ones above `most`, adds the description to `too_many`, with the
-    /// fraction that allows them.
+    /// Reads the first records of a domain. If more than the fraction `most` are unusable, adds a description to
+    /// `too_many`, with the fraction that would allow them.
     fn read(&mut self, source: &DomainSource, most: f64, too_many: &mut Vec<(String, f64)>) {
         let sample = match sample(source) {
             Ok(sample) => sample,

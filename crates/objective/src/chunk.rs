@@ -64,6 +64,11 @@ pub(crate) unsafe fn loss(chunk: Chunk<'_>, objective: &Objective) -> Result<Chu
                 "the teacher's logits are {others:?}, and the student's {own:?}"
             )));
         }
+        if !are_apart(&[&chunk.student, teacher]) {
+            return Err(TchError::Torch(
+                "the teacher's logits share memory with the student's".to_owned(),
+            ));
+        }
     }
     if gpu::applies(&chunk.student) {
         // SAFETY: the caller makes the same promises. Labels on a GPU were checked on the host.
@@ -95,13 +100,6 @@ unsafe fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss
     let scales = Vec::<f32>::try_from(chunk.scale)?;
     let (weight, loss) = (objective.divergence_weight(), objective.of_kernel());
     let mut values = vec![ddk_kernel::Values::default(); labels.len()];
-    if let Some(teacher) = &teacher
-        && !are_apart(&[&student, teacher])
-    {
-        return Err(TchError::Torch(
-            "the teacher's logits share memory with the student's".to_owned(),
-        ));
-    }
     // SAFETY: other handles of this memory may exist, but the caller promises that nothing uses them during the
     // call. The student's and the teacher's logits do not overlap.
     let slices = unsafe {

@@ -157,6 +157,16 @@ impl Table {
         self
     }
 
+    /// The same table without Markdown's marks: a star after a cell stands for bold.
+    pub(crate) fn plain(mut self) -> Self {
+        for cell in self.rows.iter_mut().flatten() {
+            if cell.contains("**") {
+                *cell = cell.replace("**", "") + "*";
+            }
+        }
+        self
+    }
+
     fn markdown(&self) -> String {
         let line = |cells: &[String]| {
             let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();

@@ -191,6 +191,19 @@ fn a_terminal_shows_the_measures_without_marks() {
     assert!(header.contains("mean gap") && header.contains("worst domain's gap"));
     assert_eq!(lines.count(), 3, "{text}");
     assert!(!text.contains("**") && !text.contains('|'), "{text}");
+    // The best is marked, and the columns stay in line.
+    let column = header.find("worst domain's gap").unwrap();
+    for line in text.lines().rev().take(3) {
+        let (before, cell) = line
+            .char_indices()
+            .nth(column)
+            .map_or(("", ""), |(at, _)| line.split_at(at));
+        assert!(
+            before.ends_with(' ') && cell.starts_with(|first: char| first.is_ascii_digit()),
+            "{text}"
+        );
+        assert_eq!(line.contains('*'), line.starts_with("ddk"), "{text}");
+    }
 }
 
 #[test]

@@ -47,10 +47,8 @@ pub fn has_kernels(
             return false;
         }
         let usable = prepare(device, index, source).and_then(|()| {
-            CHECKS.set(true);
-            let checked = check();
-            CHECKS.set(false);
-            Ok(checked?)
+            let _checking = Checking::begin();
+            Ok(check()?)
         });
         if let Err(error) = &usable {
             tracing::warn!(
@@ -62,6 +60,38 @@ pub fn has_kernels(
         }
         usable.is_ok()
     })
+}
+
+/// Whether two tensors have the same size, and differ by at most `tolerance` of the largest expected number. NaN
+/// differs from everything. For the check of [`has_kernels`].
+///
+/// # Errors
+/// If libtorch fails.
+pub fn are_near(found: &Tensor, expected: &Tensor, tolerance: f64) -> Result<bool, TchError> {
+    if found.size() != expected.size() || found.kind() != expected.kind() {
+        return Ok(false);
+    }
+    let largest = |numbers: &Tensor| {
+        let numbers = numbers.detach().f_to_kind(Kind::Double)?;
+        numbers.f_abs()?.f_max()?.f_double_value(&[])
+    };
+    Ok(largest(&found.f_sub(expected)?)? <= tolerance * largest(expected)?)
+}
+
+/// Marks the calling thread as the one that checks kernels, also if the check panics.
+struct Checking;
+
+impl Checking {
+    fn begin() -> Self {
+        CHECKS.set(true);
+        Self
+    }
+}
+
+impl Drop for Checking {
+    fn drop(&mut self) {
+        CHECKS.set(false);
+    }
 }
 
 /// Starts kernels on the calling thread's stream of a device, one after the other, and does not wait for them.
@@ -150,6 +180,21 @@ fn failed(error: CudaError) -> TorchError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_near_unless_they_are_not_finite() {
+        let expected = Tensor::from_slice(&[1.0_f32, -4.0]);
+        for (found, near) in [
+            ([1.0_f32, -4.00001], true),
+            ([1.0, -4.1], false),
+            ([f32::NAN, -4.0], false),
+        ] {
+            let found = Tensor::from_slice(&found);
+            assert_eq!(are_near(&found, &expected, 1e-5).unwrap(), near);
+        }
+        let short = Tensor::from_slice(&[1.0_f32]);
+        assert!(!are_near(&short, &expected, 1.0).unwrap());
+    }
 
     #[test]
     fn a_cpu_has_no_kernels_unless_a_test_runs_them() {

@@ -27,7 +27,7 @@ pub use context::{ComputeContext, TimeSlice, threads};
 pub use determinism::{VERSION, make_deterministic, prepare_cublas};
 pub use device::{DeviceError, gpu_uuid, parse_device, test_device, to_device};
 pub use error::TorchError;
-pub use kernels::{has_kernels, launch, with_kernels};
+pub use kernels::{are_near, has_kernels, launch, with_kernels};
 pub use mkl::mkl_kernels;
 pub use node::{attach, needs_gradient};
 pub use numbers::{are_apart, as_slice, as_slice_mut};

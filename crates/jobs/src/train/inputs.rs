@@ -328,7 +328,7 @@ fn of_evaluation(settings: &Settings) -> String {
 }
 
 /// Fails if these settings would change the results of the run in this folder.
-pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
+pub(crate) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
     let then = config::of_run(folder)?;
     let mut now = settings.clone();
     threads::adopt(&mut now, &then);
@@ -364,7 +364,7 @@ pub(super) fn same_rates(folder: &Path, settings: &Settings) -> Result<()> {
 }
 
 /// Returns whether these settings extend the run in this folder.
-pub(super) fn extends(folder: &Path, settings: &Settings) -> Result<bool> {
+pub(crate) fn extends(folder: &Path, settings: &Settings) -> Result<bool> {
     Ok(diff(&config::of_run(folder)?, settings)?
         .iter()
         .any(Change::grows))

@@ -317,5 +317,5 @@ fn place(tensor: &mut Tensor) -> *mut c_void {
 
 /// [`Kernels::of`] says which kernels fit, and a gradient is like its tensor, so this does not happen.
 fn unfit() -> TchError {
-    TchError::Torch("a tensor of another dtype, device or layout".to_owned())
+    TchError::Torch("the dtype, device or layout of a tensor does not fit the kernel".to_owned())
 }

@@ -31,15 +31,13 @@ pub(super) fn blocks(comparison: &Comparison) -> Vec<Block> {
     blocks
 }
 
-/// The tables of claims and measures, without Markdown's marks.
+/// The tables of claims and measures. A star stands for bold.
 pub(super) fn brief(comparison: &Comparison) -> String {
     let of_group = |group: &Group| {
         let title = group.swept.iter().map(|swept| format!("{swept}\n"));
         let claims = (!group.primary.is_empty()).then(|| primary(group));
         let tables = claims.into_iter().chain([measures(group)]);
-        let tables: Vec<String> = tables
-            .map(|table| table.to_string().replace("**", ""))
-            .collect();
+        let tables: Vec<String> = tables.map(|table| table.plain().to_string()).collect();
         title.chain([tables.join("\n")]).collect::<String>()
     };
     let groups: Vec<String> = comparison.groups.iter().map(of_group).collect();
