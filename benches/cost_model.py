@@ -146,8 +146,8 @@ def main():
         print(
             f"| {of['vocabulary']}{mark} | {size('teacher')} | {size('student')} | {of['rows']} x {of['length']} |"
             f" {teacher:.3f}, {found['parts']['teacher']:.3f} | {student:.3f}, {real:.3f} | {speed:.0f}, {was:.0f}"
-            f" | {100 * (speed / was - 1):+.0f} % | {found['said'] / 1e6:.0f}, {found['peak'] / 1e6:.0f} |"
-            f" {100 * (found['said'] / found['peak'] - 1):+.0f} % |"
+            f" | {100 * (speed / was - 1):+.0f}% | {found['said'] / 1e6:.0f}, {found['peak'] / 1e6:.0f} |"
+            f" {100 * (found['said'] / found['peak'] - 1):+.0f}% |"
         )
 
 

@@ -105,7 +105,7 @@ def by_turns(what, worlds, steps):
     for name in names[1:]:
         changes = sorted(100 * (rate / of_base - 1) for rate, of_base in zip(rates[name], base))
         shown.append(
-            f"{name}: {middle(rates[name]):.0f} ({middle(changes):+.1f} %, {changes[0]:+.1f} to {changes[-1]:+.1f})"
+            f"{name}: {middle(rates[name]):.0f} ({middle(changes):+.1f}%, {changes[0]:+.1f} to {changes[-1]:+.1f})"
         )
     print(f"{what}: " + "; ".join(shown), flush=True)
 
@@ -168,7 +168,7 @@ def steps(folder):
     base, *later = [(step, middle(rates[step - 100 : step + 900])) for step in [100, 1000, 10_000, 50_000, 99_000]]
     shown = [
         f"around step {base[0]}: {base[1]:.0f} tokens/s",
-        *(f"around step {step}: {rate:.0f} ({100 * (rate / base[1] - 1):+.1f} %)" for step, rate in later),
+        *(f"around step {step}: {rate:.0f} ({100 * (rate / base[1] - 1):+.1f}%)" for step, rate in later),
     ]
     print(f"steps (100,000 in {seconds:.0f} s): " + "; ".join(shown), flush=True)
 

@@ -1,7 +1,7 @@
 //! The head's memory and speed.
 //!
 //! `cargo bench -p ddk-objective --bench head_memory`: bytes above inputs and gradients for
-//! 1,000, 8,000 and 32,000 positions; fails where they differ by more than 10 %. With `-- --speed`: positions
+//! 1,000, 8,000 and 32,000 positions; fails where they differ by more than 10%. With `-- --speed`: positions
 //! a second by size of the chunk.
 
 #![allow(

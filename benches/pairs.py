@@ -5,7 +5,7 @@ usage: make build; FOLDER/bin/python benches/pairs.py [--tflops 400] [--gigabyte
     FOLDER: from tools/python-env
 
 Measures nothing. Each model is a folder with its real configuration and a weights file that has a header and a hole;
-`ddk check` reads no more. `--tflops` is the rate of a GPU in these matmuls: 400 is 40 % of an H100's dense bf16 peak.
+`ddk check` reads no more. `--tflops` is the rate of a GPU in these matmuls: 400 is 40% of an H100's dense bf16 peak.
 A student uses activation checkpointing if the memory of a GPU (`--gigabytes`) requires it.
 """
 

@@ -285,7 +285,7 @@ def main():
         print(
             f"| {result['case']} | {rates} | {ratio} | {fast} | {led} | {peer:.0f}, {ours[0]:.0f} | {share} |"
             f" {small} | {megabytes(result['peaks'])} | {megabytes(result['predicted'])}:"
-            f" {100 * (predicted / measured - 1):+.0f} % |"
+            f" {100 * (predicted / measured - 1):+.0f}% |"
         )
     for result in results:
         parts = ", ".join(f"{part} {seconds:.3f}" for part, seconds in result["parts"].items())

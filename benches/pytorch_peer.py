@@ -6,7 +6,7 @@ usage: PYTHON benches/pytorch_peer.py MODE SHAPE_AS_JSON          MODE: eager, c
 SHAPE may name a `device` (default: the CPU) and a `dtype`: of the teacher, and of the student's matmuls over fp32
 weights.
 
-Builds both models with random weights and warms up until three steps in a row agree within 10 % (at least 8, at most
+Builds both models with random weights and warms up until three steps in a row agree within 10% (at least 8, at most
 40), so no figure includes compilation. Each line on standard input is a number of steps. For each line, makes the
 steps and prints the mean seconds per step, and the process's idle, static and peak memory in bytes. Static memory is
 the weights, and for the student also gradients and moments.

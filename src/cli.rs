@@ -1,14 +1,11 @@
 //! Declares the command line. Each subcommand is implemented in the file of its name.
 
-use std::{io::Write, path::PathBuf, sync::LazyLock};
+use std::{path::PathBuf, sync::LazyLock};
 
-use clap::{
-    ArgGroup, Args, CommandFactory, Parser, Subcommand,
-    error::{ContextKind, ContextValue, ErrorKind},
-};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use ddk_jobs::args::{
-    Bench, Check, Compare, ConfigArgs, Demo, Eval, Export, Label, Prepare, Pretrain, Report,
-    Shrink, Train,
+    Bench, Check, Compare, ConfigArgs, DTYPES, Demo, Eval, Export, Label, Prepare, Pretrain,
+    Report, Shrink, Train, dtype,
 };
 
 /// What `ddk --version` prints. `make wheel` sets the commit.
@@ -195,8 +192,10 @@ pub enum CtlCommand {
     /// Print the status of the run
     Status,
     /// Save a checkpoint now
+    #[command(alias = "save")]
     Checkpoint,
     /// Measure the student's perplexities now, with no effect on the mixture
+    #[command(aliases = ["eval", "evaluation"])]
     Evaluate,
     /// Pause training until `ddk ctl resume`
     Pause,
@@ -236,6 +235,9 @@ pub enum DataCommand {
         /// Number of sequences to print per domain
         #[arg(long, value_name = "N", default_value_t = 2)]
         rows: u64,
+        /// Print whole sequences instead of their first 200 tokens
+        #[arg(long)]
+        full: bool,
     },
     /// Print the sequences that a run trained on in one step (requires log.samples = true)
     Samples {
@@ -267,7 +269,7 @@ pub struct Generate {
     /// File with one prompt per line
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// Answer each prompt as a message of a user, through the model's chat template
+    /// Answer each prompt as a user message, through the model's chat template
     #[arg(long)]
     pub chat: bool,
     /// System prompt of each conversation
@@ -289,7 +291,7 @@ pub struct Generate {
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Number format of weights and matrix products: `fp32`, or `bf16` with half the memory
-    #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
+    #[arg(long, default_value = "fp32", value_parser = dtype(&DTYPES[..2]))]
     pub dtype: String,
 }
 
@@ -313,6 +315,9 @@ pub enum ConfigCommand {
         /// Also print where each value comes from
         #[arg(long)]
         origin: bool,
+        /// Print only the settings that differ from the defaults
+        #[arg(long)]
+        changed: bool,
     },
     /// Print the JSON schema of a configuration file
     Schema,
@@ -347,80 +352,4 @@ pub struct Mixture {
 fn number(text: &str) -> Result<f64, String> {
     let number = text.trim().parse();
     number.map_err(|_| format!("`{text}` is not a number, expected a list such as 9,6,12.5"))
-}
-
-/// Prints what is wrong with the command line, and ends the process.
-pub fn refuse(mut error: clap::Error) -> ! {
-    let hint = hint(&error);
-    if hint.is_some() {
-        // clap suggests the option whose name looks alike, such as --no-resume.
-        error.remove(ContextKind::Suggested);
-        error.remove(ContextKind::SuggestedArg);
-    }
-    // Nothing is left to do if standard error is closed.
-    let _ = error.print();
-    if let Some(hint) = hint {
-        let _ = writeln!(std::io::stderr(), "hint: {hint}");
-    }
-    std::process::exit(error.exit_code())
-}
-
-/// Returns whether the command on the command line has the option `--set`.
-fn takes_settings() -> bool {
-    let program = Cli::command();
-    let command = std::env::args().nth(1);
-    let command = command.and_then(|name| program.find_subcommand(name).cloned());
-    command.is_some_and(|command| {
-        command
-            .get_arguments()
-            .any(|argument| argument.get_id() == "set")
-    })
-}
-
-/// Returns how to name a model that stands where `ddk generate` takes no argument.
-fn model_hint(error: &clap::Error, folder: &str) -> Option<String> {
-    let given: Vec<String> = std::env::args().skip(1).collect();
-    let is_generate = given.first().is_some_and(|command| command == "generate");
-    let is_named = given
-        .iter()
-        .any(|word| word.starts_with("--model") || word.starts_with("--config"));
-    let is_folder = error.kind() == ErrorKind::UnknownArgument && !folder.starts_with('-');
-    let is_model = is_generate && is_folder && !is_named;
-    is_model.then(|| format!("name the model with an option: --model {folder}"))
-}
-
-/// Returns the command line with the configuration in its place.
-fn config_hint() -> String {
-    let given: Vec<String> = std::env::args().skip(1).collect();
-    let at = given.iter().position(|word| word.starts_with("--config"));
-    let file = at.and_then(|at| match given[at].split_once('=') {
-        Some((_, file)) => Some(file),
-        None => given.get(at + 1).map(String::as_str),
-    });
-    let command = given.first().map_or("train", String::as_str);
-    let file = file.unwrap_or("my.toml");
-    format!("the configuration is positional: ddk {command} {file}")
-}
-
-/// Returns what to do instead of an unknown option: many trainers have `--resume`, and an option for each setting.
-fn hint(error: &clap::Error) -> Option<String> {
-    let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else {
-        return None;
-    };
-    let Some(name) = option.strip_prefix("--") else {
-        return model_hint(error, option);
-    };
-    if name == "config" && takes_settings() {
-        return Some(config_hint());
-    }
-    if name == "resume" || name == "resume-from-checkpoint" {
-        let hint = "`ddk train` resumes by itself: repeat the command that started the run";
-        return Some(hint.to_owned());
-    }
-    if !takes_settings() {
-        return None;
-    }
-    let keys = ddk_settings::suggested(name).into_iter();
-    let keys: Vec<String> = keys.map(|key| format!("--set {key}=VALUE")).collect();
-    (!keys.is_empty()).then(|| format!("settings are passed with --set: {}", keys.join(" or ")))
 }

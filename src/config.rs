@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::Result;
 use ddk_jobs::{config::load, output::print_json};
-use ddk_settings::Origins;
+use ddk_settings::{Origins, Settings};
 use toml::Value;
 
 use crate::cli::ConfigCommand;
@@ -16,18 +16,31 @@ use crate::cli::ConfigCommand;
 pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
     match command {
         ConfigCommand::Schema => print_json(&ddk_settings::schema(), out)?,
-        ConfigCommand::Show { config, origin } => {
+        ConfigCommand::Show {
+            config,
+            origin,
+            changed,
+        } => {
             let loaded = load(config)?;
-            if !origin {
+            if !origin && !changed {
                 write!(out, "{}", loaded.settings.to_toml()?)?;
                 return Ok(());
             }
-            let values = loaded.settings.values()?.into_iter();
+            let mut values = loaded.settings.values()?;
+            if *changed {
+                let changes = ddk_settings::diff(&Settings::default(), &loaded.settings)?;
+                values.retain(|setting| changes.iter().any(|change| change.path == setting.path));
+            }
+            let values = values.into_iter();
             let values = values.map(|setting| (setting.path, on_one_line(&setting.value)));
             let values: Vec<_> = values.collect();
             let widths = values.iter().map(|(key, value)| key.len() + value.len());
             let width = "* ".len() + " = ".len() + widths.max().unwrap_or(0).min(60);
             for (key, value) in values {
+                if !origin {
+                    writeln!(out, "{key} = {value}")?;
+                    continue;
+                }
                 let origin = loaded.origins.of(&key);
                 let is_default = origin == Origins::DEFAULT;
                 let mark = if is_default { "  " } else { "* " };

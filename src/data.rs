@@ -19,6 +19,9 @@ use ddk_run::{records::SampleLine, view::counted};
 
 use crate::cli::DataCommand;
 
+/// Tokens of a sequence that `ddk data inspect` prints without `--full`.
+const TOKENS: usize = 200;
+
 /// Prints what a prepared corpus contains, or the sequences that a step of a run trained on.
 ///
 /// # Errors
@@ -29,13 +32,24 @@ pub fn run(command: &DataCommand, out: &mut dyn Write) -> Result<()> {
             config,
             domain,
             rows,
-        } => inspect(config, domain.as_deref(), *rows, out),
+            full,
+        } => {
+            let most = if *full { usize::MAX } else { TOKENS };
+            inspect(config, domain.as_deref(), *rows, most, out)
+        }
         DataCommand::Samples { run, step } => samples(run, *step, out),
     }
 }
 
-fn inspect(args: &ConfigArgs, only: Option<&str>, rows: u64, out: &mut dyn Write) -> Result<()> {
-    let settings = ddk_jobs::config::load(args)?.settings;
+/// Prints `rows` sequences of each domain, up to `most` tokens of each.
+fn inspect(
+    args: &ConfigArgs,
+    only: Option<&str>,
+    rows: u64,
+    most: usize,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let settings = ddk_jobs::config::load(&args.of_runs())?.settings;
     let settings = hub::located(&settings, &[Wanted::Corpus], &hub::pinned(&settings)?, None)?;
     let corpus = prepare::open(&settings, Outdated::Kept)?;
     let names: Vec<&str> = corpus.names().collect();
@@ -66,7 +80,14 @@ fn inspect(args: &ConfigArgs, only: Option<&str>, rows: u64, out: &mut dyn Write
                 "  sequence {number} of {rows}: {}",
                 counted(tokens as u64, "token")
             )?;
-            print_row(&row, &corpus.tokenizer, marks, out)?;
+            print_row(&row, &corpus.tokenizer, marks, most, out)?;
+            if let Some(more @ 1..) = tokens.checked_sub(most) {
+                writeln!(
+                    out,
+                    "  | … {} (--full prints them)",
+                    counted(more as u64, "more token")
+                )?;
+            }
         }
     }
     Ok(())
@@ -124,15 +145,20 @@ impl Marks {
 }
 
 /// Prints the documents of a sequence as text with special tokens, each on separate lines, and marks what is masked.
+/// Stops after `most` tokens.
 fn print_row(
     row: &Sequence,
     tokenizer: &TokenizerFolder,
     marks: Marks,
+    most: usize,
     out: &mut dyn Write,
 ) -> Result<()> {
-    let mut start = 0;
+    let (mut start, most) = (0, most.min(row.tokens.len()));
     for span in &row.spans {
-        let end = (start + span.tokens as usize).min(row.tokens.len());
+        if start >= most {
+            break;
+        }
+        let end = (start + span.tokens as usize).min(most);
         let (document, from, to) = (span.document, span.offset, span.offset + span.tokens);
         writeln!(out, "  | document {document}, tokens {from} to {to}")?;
         let mut text = String::new();
@@ -217,7 +243,7 @@ fn samples(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
         if !row.masked.is_empty() {
             writeln!(out, "  {}", marks.legend)?;
         }
-        print_row(&row, &tokenizer, marks, out)?;
+        print_row(&row, &tokenizer, marks, usize::MAX, out)?;
         found += 1;
     }
     if found == 0 {

@@ -58,7 +58,7 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
         }
         return Ok(());
     }
-    say("one message per line; /new begins another conversation, Ctrl-D ends");
+    say(&format!("one message per line; {COMMANDS}"));
     begin(&mut speakers, args);
     loop {
         write!(io::stderr(), "> ")?;
@@ -69,6 +69,9 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
         match line.trim() {
             "" => {}
             "/new" => begin(&mut speakers, args),
+            other if args.chat && is_command(other) => {
+                say(&format!("there is no command {other}; {COMMANDS}"))
+            }
             message => {
                 if !args.chat {
                     begin(&mut speakers, args);
@@ -77,6 +80,15 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
             }
         }
     }
+}
+
+/// What a person may type besides messages.
+const COMMANDS: &str = "/new begins another conversation, Ctrl-D ends";
+
+/// Whether a line is meant as a command, such as `/help`, and not as a message.
+fn is_command(line: &str) -> bool {
+    let name = line.strip_prefix('/');
+    name.is_some_and(|name| !name.is_empty() && name.chars().all(char::is_alphabetic))
 }
 
 /// Returns the student and the teacher of a configuration or a run, with their names.
@@ -294,7 +306,7 @@ fn sampling(args: &cli::Generate) -> Result<Sampling> {
     );
     ensure!(
         top_p > 0.0 && top_p <= 1.0,
-        "--top-p is {top_p}, expected over 0 and at most 1"
+        "--top-p is {top_p}, expected greater than 0 and at most 1"
     );
     Ok(Sampling {
         temperature,

@@ -146,13 +146,13 @@ impl Sizes {
         }
         Self {
             note: "# This machine has no GPU, so the sizes below are for a first look: docs/recipes.md\n\n",
-            steps: 200,
+            steps: 60,
             length: 256,
             batch: 8,
             micro_batch: 2,
             validation: 50,
-            warmup: 20,
-            interval: 50,
+            warmup: 6,
+            interval: 20,
         }
     }
 }

@@ -12,6 +12,7 @@ mod migrate;
 mod mixture;
 mod serve;
 mod shell;
+mod tips;
 mod watch;
 
 use std::{
@@ -29,7 +30,7 @@ use ddk_jobs::{
 fn main() -> ExitCode {
     ddk_torch::keep_freed_memory();
     ddk_torch::prepare_cublas();
-    let cli = Cli::try_parse().unwrap_or_else(|error| cli::refuse(error));
+    let cli = Cli::try_parse().unwrap_or_else(|error| tips::refuse(error));
     let mut out = Output(std::io::stdout().lock());
     let done = run(&cli.command, &mut out);
     display::clear();

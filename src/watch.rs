@@ -12,9 +12,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use ddk_run::{
-    RunFolder, RunView,
+    RunView,
     view::{Mixture, Steps},
 };
 use ddk_telemetry::api::{Event as RunEvent, Status};
@@ -24,7 +24,7 @@ use ratatui::{
 };
 
 use crate::{client::Client, ctl, serve};
-use ddk_jobs::hint::Hint;
+use ddk_jobs::hint::must_hold_a_run;
 
 /// Interval between looking for keys and redrawing.
 const TICK: Duration = Duration::from_millis(100);
@@ -171,9 +171,7 @@ impl Source {
             })));
         }
         let folder = PathBuf::from(run);
-        if !RunFolder::holds_a_run(&folder) {
-            return Err(anyhow!("there is no run in {}", folder.display())).usage();
-        }
+        must_hold_a_run(&folder)?;
         Ok(Self::Folder(Box::new(RunView::new(&folder))))
     }
 

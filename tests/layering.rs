@@ -17,8 +17,8 @@ const LAYERS: &[&[&str]] = &[
         "ddk-order",
         "ddk-serving",
     ],
+    &["ddk-cuda"],
     &[
-        "ddk-cuda",
         "ddk-torch",
         "ddk-corpus",
         "ddk-hub",

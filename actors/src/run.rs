@@ -97,7 +97,7 @@ impl RunHandle {
         match self.0.call(request, None).await {
             Ok(CallResult::Success(outcome)) => outcome,
             _ => Err(Refusal(
-                "the run ended or rewound to its last checkpoint before it could do that"
+                "the run stopped or returned to its last checkpoint before it could do that"
                     .to_owned(),
             )),
         }
@@ -416,7 +416,11 @@ impl State {
         let Some(pipeline) = self.pipeline.take() else {
             return;
         };
-        pipeline.context.board.set_ready(false);
+        let board = &pipeline.context.board;
+        match &self.next {
+            Some(Ok(_)) => board.set_ready(false),
+            _ => board.set_state(ddk_run::view::State::Ending),
+        }
         self.alive.clear();
         pipeline.scheduler.stop(None);
         let rewind = match self.next.take() {

@@ -37,8 +37,8 @@ export function showLanes() {
     const [, canvas, share] = [0, 1, 2].map((column) => lanes.children[3 * row + column]);
     const minute = samples.slice(-60).map((sample) => sample[index]?.[0] ?? 0);
     const busy = Math.round(minute.reduce((sum, value) => sum + value, 0) / Math.max(1, minute.length));
-    write(share, `${busy} %`);
-    canvas.setAttribute('aria-label', `${name}: busy ${busy} % of the last minute`);
+    write(share, `${busy}%`);
+    canvas.setAttribute('aria-label', `${name}: busy ${busy}% of the last minute`);
     // A waiting checkpointer is idle and slows nothing down, so its waits have no color.
     const shades = name === 'checkpointer' ? ['saving', 'page', 'page'] : ['busy', 'output-wait', 'input-wait'];
     paint(canvas, samples.map((sample) => sample[index]), shades.map(named));

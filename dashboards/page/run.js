@@ -50,7 +50,7 @@ function address(path, more = {}) {
 
 function showStatus() {
   const status = run.status;
-  const done = status.step_limit ? `${Math.floor((100 * status.step) / status.step_limit)} % · ` : '';
+  const done = status.step_limit ? `${Math.floor((100 * status.step) / status.step_limit)}% · ` : '';
   document.title = `${done}${status.name} - DDK`;
   write(byId('name'), status.name);
   showState(status.state, status.state);
@@ -112,7 +112,7 @@ function showActivity({ activity }) {
   byId('activity').hidden = !activity;
   if (!activity) return;
   const { phase, unit, done, total, seconds, seconds_left: left } = activity;
-  const share = total > 0 ? `, ${Math.min(100, Math.floor((100 * done) / total))} %` : '';
+  const share = total > 0 ? `, ${Math.min(100, Math.floor((100 * done) / total))}%` : '';
   const all = total > 0 ? ` of ${whole(total)}` : '';
   const count = unit ? `: ${whole(done)}${all} ${unit}${share}` : '';
   const rest = typeof left === 'number' ? `, about ${rough(left)} left` : '';

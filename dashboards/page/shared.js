@@ -33,7 +33,7 @@ export const perplexity = (value) => {
   return value >= 1000 ? whole(value) : number(value, value >= 100 ? 1 : value >= 10 ? 2 : 3);
 };
 
-export const percent = (value) => (value === null || value === undefined ? '–' : `${(100 * value).toFixed(1)} %`);
+export const percent = (value) => (value === null || value === undefined ? '–' : `${(100 * value).toFixed(1)}%`);
 
 export function tokens(value) {
   for (const [unit, size] of [['T', 1e12], ['G', 1e9], ['M', 1e6], ['k', 1e3]]) {

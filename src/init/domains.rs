@@ -14,7 +14,7 @@ use ddk_settings::Settings;
 use super::{
     entry::{Entry, same},
     found,
-    names::{domain_name, head, quote},
+    names::{domain_name, head, held_out_place, is_train, list, quote},
     patterns::patterns,
     skipped,
 };
@@ -26,6 +26,8 @@ pub struct FoundDomain {
     /// Its name.
     pub name: String,
     files: Vec<String>,
+    /// Files with the documents to validate with, if they are apart.
+    validation_files: Vec<String>,
     /// Where the text of its records is.
     pub shape: Shape,
     /// A field and its value that select the records.
@@ -48,6 +50,12 @@ impl FoundDomain {
             );
         }
         text.push_str(&head(&self.name, &self.files));
+        if !self.validation_files.is_empty() {
+            text.push_str(&format!(
+                "validation_files = {}\n",
+                list(&self.validation_files)
+            ));
+        }
         for (key, value) in self.shape.settings() {
             text.push_str(&format!("{key} = {}\n", quote(&value)));
         }
@@ -85,11 +93,20 @@ pub fn find(args: &cli::Init) -> Result<Found> {
     let data = args.data.to_string_lossy();
     let of_hub = hub::files(&data)?;
     if of_hub.is_none() && !args.data.exists() {
-        return Err(anyhow!("there is no file or folder {data}"))
-            .hint(format!(
+        let hint = if data.contains('*') {
+            "--data takes no pattern: pass the folder".to_owned()
+        } else {
+            format!(
                 "--data takes a file, a folder, or a data set on the Hugging Face Hub: hf://datasets/{}",
-                if is_like_a_repository(&args.data) { &*data } else { "ORG/NAME" }
-            ))
+                if is_like_a_repository(&args.data) {
+                    &*data
+                } else {
+                    "ORG/NAME"
+                }
+            )
+        };
+        return Err(anyhow!("there is no file or folder {data}"))
+            .hint(hint)
             .usage();
     }
     if of_hub.is_some() {
@@ -112,10 +129,14 @@ pub fn find(args: &cli::Init) -> Result<Found> {
     for entry in &mut entries {
         entry.skip_readmes(is_only);
     }
+    // Documents without fields are in no domain of a field.
+    if args.domain_field.is_none() {
+        entries = Entry::join_documents(entries, &args.data);
+    }
     print(&args.data, &entries);
     let domains = match &args.domain_field {
         Some(field) => by_field(&entries, field)?,
-        None => by_entry(&entries),
+        None => held_out(&args.data, by_entry(&entries)),
     };
     if domains.is_empty() {
         return Err(anyhow!("{} contains no text", args.data.display()))
@@ -129,13 +150,39 @@ pub fn find(args: &cli::Init) -> Result<Found> {
     })
 }
 
-/// Names of files and folders whose text others keep for tests.
-const HELD_OUT: [&str; 6] = ["test", "valid", "validation", "val", "dev", "eval"];
+/// Data with `train` beside `validation` or `test`, and nothing else, is one domain with validation files.
+fn held_out(data: &Path, domains: Vec<FoundDomain>) -> Vec<FoundDomain> {
+    let is_train = |domain: &&FoundDomain| is_train(&domain.name);
+    let mut others = domains.iter().filter(|domain| !is_train(domain));
+    let Some(train) = domains.iter().find(is_train) else {
+        return domains;
+    };
+    let are_split = domains.len() > 1
+        && others
+            .all(|other| held_out_place(&other.name).is_some() && same(&other.shape, &train.shape));
+    let mut kept: Vec<&FoundDomain> = domains.iter().filter(|domain| !is_train(domain)).collect();
+    kept.sort_by_key(|domain| held_out_place(&domain.name));
+    let Some((validation, left_out)) = kept.split_first().filter(|_| are_split) else {
+        return domains;
+    };
+    for domain in left_out {
+        say(&format!(
+            "left out: {}, which looks like held-out data; DDK validates with `{}`",
+            domain.files.join(", "),
+            validation.name
+        ));
+    }
+    vec![FoundDomain {
+        name: domain_name(&hub::short_name(data)),
+        validation_files: validation.files.clone(),
+        ..train.clone()
+    }]
+}
 
 /// Warns about domains that are probably not meant to be trained on, and about those that cannot be.
 fn warnings(domains: &[FoundDomain]) -> Vec<String> {
     let held_out = domains.iter().map(|domain| &domain.name);
-    let held_out = held_out.filter(|name| HELD_OUT.contains(&&*name.to_lowercase()));
+    let held_out = held_out.filter(|name| held_out_place(name).is_some());
     let held_out = held_out.map(|name| {
         format!(
             "warning: the domain {name} looks like held-out data. To measure with it instead of training on it, set \
@@ -234,6 +281,7 @@ fn by_entry(entries: &[Entry]) -> Vec<FoundDomain> {
             found.push(FoundDomain {
                 name,
                 files: patterns(entry, files),
+                validation_files: Vec::new(),
                 shape: shape.clone(),
                 filter: None,
                 is_single: files.iter().all(|file| file.whole)
@@ -311,6 +359,7 @@ fn by_field(entries: &[Entry], field: &str) -> Result<Vec<FoundDomain>> {
     let of_value = |value: String| FoundDomain {
         name: domain_name(&value),
         files: patterns_of_all.clone(),
+        validation_files: Vec::new(),
         shape: shape.clone(),
         filter: Some((field.to_owned(), value)),
         is_single: false,

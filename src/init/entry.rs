@@ -6,6 +6,7 @@ use anyhow::Result;
 use ddk_corpus::{Detected, FileFormat, Shape, detect_in};
 use ddk_jobs::{hint::Hint, hub, prepare::advise};
 
+use super::names::{held_out_place, is_train};
 use crate::cli;
 
 /// A file or folder of the data, with the files in it.
@@ -15,6 +16,8 @@ pub(super) struct Entry {
     pub(super) is_folder: bool,
     /// Whether it is a data set on the Hub. Its path is then its name there.
     pub(super) is_of_hub: bool,
+    /// Other files in the folder, if this is not the whole folder.
+    pub(super) beside: Option<Vec<PathBuf>>,
     pub(super) files: Vec<Detected>,
 }
 
@@ -51,10 +54,41 @@ impl Entry {
         Ok(Self {
             is_folder: of_hub.is_some() || path.is_dir(),
             is_of_hub: of_hub.is_some(),
+            beside: None,
             path,
             name,
             files,
         })
+    }
+
+    /// Joins the files in the data's folder that are one document each: alone, none of them is enough for a domain.
+    pub(super) fn join_documents(entries: Vec<Self>, data: &Path) -> Vec<Self> {
+        let is_document = |entry: &Self| match &entry.files[..] {
+            [file] => {
+                let is_part = held_out_place(&file.stem()).is_some() || is_train(&file.stem());
+                !entry.is_folder && !is_part && file.shape == Ok(Shape::Text)
+            }
+            _ => false,
+        };
+        let (documents, mut others): (Vec<_>, Vec<_>) = entries.into_iter().partition(is_document);
+        if documents.len() < 2 {
+            others.extend(documents);
+            others.sort_by(|one, other| one.path.cmp(&other.path));
+            return others;
+        }
+        others.push(Self {
+            path: data.to_owned(),
+            name: hub::short_name(data),
+            is_folder: true,
+            is_of_hub: false,
+            beside: (!others.is_empty())
+                .then(|| others.iter().map(|entry| entry.path.clone()).collect()),
+            files: documents
+                .into_iter()
+                .flat_map(|entry| entry.files)
+                .collect(),
+        });
+        others
     }
 
     /// Skips a README beside records, which describes them.

@@ -6,10 +6,29 @@ pub(super) fn domain_name(text: &str) -> String {
     text.replace(|letter| !is_allowed(letter), "_")
 }
 
+/// Names of files and folders whose text others keep for validation and for tests.
+const HELD_OUT: [&str; 6] = ["validation", "valid", "val", "dev", "eval", "test"];
+
+/// Returns the place of a name among those of held-out data: validation comes before tests.
+pub(super) fn held_out_place(name: &str) -> Option<usize> {
+    let name = name.to_lowercase();
+    HELD_OUT.iter().position(|other| *other == name)
+}
+
+/// Whether a name is that of the part to train on, beside held-out data.
+pub(super) fn is_train(name: &str) -> bool {
+    name.eq_ignore_ascii_case("train")
+}
+
 /// The first lines of a domain's table.
 pub(super) fn head(name: &str, files: &[String]) -> String {
-    let files: Vec<String> = files.iter().map(|file| quote(file)).collect();
-    format!("[domains.{}]\nfiles = [{}]\n", key(name), files.join(", "))
+    format!("[domains.{}]\nfiles = {}\n", key(name), list(files))
+}
+
+/// A list of strings of TOML.
+pub(super) fn list(texts: &[String]) -> String {
+    let quoted: Vec<String> = texts.iter().map(|text| quote(text)).collect();
+    format!("[{}]", quoted.join(", "))
 }
 
 /// A string of TOML, which a JSON string is too.

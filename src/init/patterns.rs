@@ -1,6 +1,9 @@
 //! Selects files for a domain: by a folder, by globs, or by their names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use ddk_corpus::Detected;
 
@@ -17,6 +20,9 @@ pub(super) fn patterns(entry: &Entry, files: &[&Detected]) -> Vec<String> {
         return paths(files);
     }
     let folder = entry.path.display().to_string();
+    if let Some(beside) = &entry.beside {
+        return documents(&folder, files, beside);
+    }
     let is_chosen = |file: &Detected| files.iter().any(|chosen| chosen.path == file.path);
     // DDK skips hidden files and descriptions of data sets by itself.
     let is_read = |file: &&Detected| {
@@ -32,12 +38,6 @@ pub(super) fn patterns(entry: &Entry, files: &[&Detected]) -> Vec<String> {
     if files.len() == 1 || is_glob(&folder) {
         return paths(files);
     }
-    let ending_of = |file: &Detected| {
-        let name = file.path.file_name().unwrap_or_default().to_string_lossy();
-        name.strip_prefix(&file.stem())
-            .unwrap_or_default()
-            .to_owned()
-    };
     // Whether the endings select chosen files only.
     let mut endings: BTreeMap<String, bool> = BTreeMap::new();
     for file in &entry.files {
@@ -57,4 +57,31 @@ pub(super) fn patterns(entry: &Entry, files: &[&Detected]) -> Vec<String> {
         return std::iter::once(folder).chain(left_out).collect();
     }
     paths(files)
+}
+
+/// Selects documents of a folder by their endings, without the files `beside` them.
+fn documents(folder: &str, files: &[&Detected], beside: &[PathBuf]) -> Vec<String> {
+    let endings: BTreeSet<String> = files.iter().map(|file| ending_of(file)).collect();
+    if endings.contains("") || folder.contains(['*', '?', '[', ']']) {
+        return files
+            .iter()
+            .map(|file| file.path.display().to_string())
+            .collect();
+    }
+    let is_selected = |path: &&PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        endings.iter().any(|ending| name.ends_with(ending.as_str())) && path.is_file()
+    };
+    let globs = endings.iter().map(|ending| format!("{folder}/*{ending}"));
+    let others = beside.iter().filter(is_selected);
+    let others = others.map(|path| format!("!{}", path.display()));
+    globs.chain(others).collect()
+}
+
+/// The part of a file's name after its stem: `.txt.gz`.
+fn ending_of(file: &Detected) -> String {
+    let name = file.path.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_prefix(&file.stem())
+        .unwrap_or_default()
+        .to_owned()
 }

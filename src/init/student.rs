@@ -41,7 +41,7 @@ impl Student {
                 )
                 .usage();
         }
-        let kept = layers.div_ceil(2);
+        let kept = planned::kept(layers);
         let name = super::names::domain_name(&hub::short_name(&args.teacher));
         Ok(Self {
             model: planned::folder(&name, kept),

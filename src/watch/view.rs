@@ -363,7 +363,7 @@ pub fn text(snapshot: &Snapshot) -> String {
 fn gaps(status: &RunStatus) -> String {
     let worst = status.worst_domain.as_ref().and_then(|name| {
         let domain = status.domains.iter().find(|domain| domain.name == *name)?;
-        Some(format!(", worst {name} {}", number(domain.gap, 3)))
+        Some(format!("; worst: {name} {}", number(domain.gap, 3)))
     });
     format!(
         "mean gap {} ({} at the start){}",

@@ -199,14 +199,16 @@ fn bad_records_are_skipped_counted_and_listed_up_to_a_share() {
     let world = World::new();
     let path = world.path().join("sources/rivers.jsonl");
     let mut text = fs::read(&path).unwrap();
-    text.extend_from_slice(b"not json\n\xff\xff\n");
+    text.extend_from_slice(b"not json\n\xff\xff\n{\"content\": \"the ford\"}\n");
     fs::write(&path, text).unwrap();
     let said = world.fail(1, &["train", "config.toml"]);
+    // The field that a few records have instead is not the right one.
+    assert!(!said.contains("text_field"), "{said}");
     says(
         &said,
         &[
-            "2 of 152 records",
-            "max_bad_fraction",
+            "3 of 153 records",
+            "corpus.max_bad_fraction = 0.05",
             "sources/rivers.jsonl",
             "line 151",
             "not JSON",
@@ -220,10 +222,10 @@ fn bad_records_are_skipped_counted_and_listed_up_to_a_share() {
     ]);
     says(
         &stderr(&output),
-        &["rivers: 2 records could not be used", "quarantine.jsonl"],
+        &["rivers: 3 records could not be used", "quarantine.jsonl"],
     );
     let listed = world.lines("quarantine.jsonl");
-    assert_eq!(listed.len(), 2);
+    assert_eq!(listed.len(), 3);
     assert_eq!(
         (&listed[1]["domain"], &listed[1]["line"]),
         (&"rivers".into(), &152.into())
@@ -306,7 +308,7 @@ fn a_folder_that_holds_another_run_is_not_touched() {
     says(
         &said,
         &[
-            "runs/small contains a different run",
+            "the run in runs/small was started with other settings",
             "`run.max_steps` was 4 and is now 3",
             "`optimizer.beta1` was 0.9 and is now 0.5",
             "--fork NAME --set run.max_steps=8",

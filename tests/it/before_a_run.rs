@@ -143,7 +143,7 @@ fn check_estimates_a_step_an_evaluation_and_the_run() {
     assert!(ready, "{said}");
     assert!(said.contains("warning: the run takes"), "{said}");
     assert!(
-        said.contains("evaluations, whose length is known after `ddk prepare`"),
+        said.contains("evaluations (estimated after `ddk prepare`)"),
         "{said}"
     );
     assert!(!said.contains("an evaluation takes"), "{said}");
@@ -249,10 +249,17 @@ fn init_without_a_student_plans_one_that_shrink_makes() {
     let problem = "the student models/teacher-1-layers does not exist yet";
     assert_eq!(said.matches("PROBLEM").count(), 1, "{said}");
     assert!(said.contains(problem) && said.contains(advice), "{said}");
+    // What needs no student is checked.
+    assert!(
+        said.contains("teacher: ") && said.contains("schedule"),
+        "{said}"
+    );
     let said = world.fail(2, &["train", "my.toml"]);
     assert!(said.contains(problem) && said.contains(advice), "{said}");
-    let shrink = ["shrink", "my.toml", "--layers", "1"];
-    world.succeed(&[&shrink[..], &small].concat());
+    let said = world.fail(2, &["shrink", "my.toml", "--layers", "3"]);
+    assert!(said.contains("leaves out at least one"), "{said}");
+    // The folder's name says how many layers to keep.
+    world.succeed(&[&["shrink", "my.toml"][..], &small].concat());
     assert!(
         world
             .path()
@@ -330,6 +337,38 @@ fn options_of_other_trainers_are_answered_with_what_to_do() {
             "the configuration is positional: ddk check a.toml",
         ),
         (&["generate", "models/student"], "--model models/student"),
+        (
+            &[
+                "train",
+                "a.toml",
+                "--resume-from-checkpoint",
+                "run/checkpoint-500",
+            ],
+            "add --resume-from 500",
+        ),
+        (&["check", "a.toml", "--dry-run"], "`ddk check` says"),
+        (
+            &["train", "a.toml", "--optimizer.lr", "1e-4"],
+            "--set optimizer.lr=VALUE",
+        ),
+        (&["export", "runs/my", "--checkpoint", "5"], "--step N"),
+        (&["serve", "--port", "8000"], "--address 127.0.0.1:8000"),
+        (
+            &["serve", "--host=0.0.0.0", "--port=80"],
+            "--address 0.0.0.0:80",
+        ),
+        (
+            &["export", "--run", "runs/my", "--out", "x"],
+            "the folder of the run is positional: ddk export runs/my",
+        ),
+        (
+            &["data", "samples", "--run-dir=runs/my"],
+            "the folder of the run is positional: ddk data samples runs/my",
+        ),
+        (
+            &["config", "show", "a.toml", "--lr", "1"],
+            "--set optimizer.lr=VALUE",
+        ),
     ] {
         let said = world.fail(2, arguments);
         assert!(

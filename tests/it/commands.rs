@@ -144,6 +144,15 @@ fn config_show_says_where_each_value_comes_from() {
     assert!(line("pipeline.queue_depth").ends_with("environment DDK__PIPELINE__QUEUE_DEPTH"));
     assert!(line("optimizer.beta1").ends_with("default"));
     assert!(line("run.max_steps").contains("config.toml:"));
+    // Only what differs from the defaults.
+    let changed = ["config", "show", "config.toml", "--changed"];
+    let changed = world.succeed(&[&changed[..], &["--set", "run.seed=5"]].concat());
+    let changed = String::from_utf8(changed.stdout).unwrap();
+    let has = |line: &str| changed.lines().any(|other| other.starts_with(line));
+    assert!(
+        has("run.seed = 5") && has("run.max_steps = ") && !has("optimizer.beta1"),
+        "{changed}"
+    );
     // The output without origins is itself a valid configuration.
     let shown = world.succeed(&["config", "show", "config.toml"]);
     std::fs::write(world.path().join("shown.toml"), &shown.stdout).unwrap();

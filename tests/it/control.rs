@@ -272,6 +272,11 @@ fn an_edited_configuration_is_a_change_at_the_step_that_follows() {
     let edit = [&train[..], &["optimizer.lr=1e-3"]].concat();
     let edited = World::new();
     begin(&edited);
+    let refused = edited.fail(2, &["train", "config.toml", "--set", "run.max_steps=6"]);
+    let hint = "can only be raised; to end this run earlier, resume it with its own limit";
+    assert!(refused.contains(hint), "{refused}");
+    let refused = edited.fail(2, &["watch", "small"]);
+    assert!(refused.contains("did you mean runs/small?"), "{refused}");
     edited.succeed(&edit);
     let lines = edited.lines("overrides.jsonl");
     assert_eq!(
@@ -288,6 +293,9 @@ fn an_edited_configuration_is_a_change_at_the_step_that_follows() {
     }
     edited.succeed(&["report", "runs/small", "--format", "md"]);
     let report = fs::read_to_string(edited.run_folder().join("report.md")).unwrap();
+    let rate = "- learning rate: 1e-3";
+    let rate = report.lines().find(|line| line.starts_with(rate)).unwrap();
+    assert!(rate.ends_with("(changed during the run)"), "{rate}");
     let again = report.split("## Reproduce this run").nth(1).unwrap();
     assert!(
         again.contains("| 5 | `optimizer.lr` | `0.001` |"),

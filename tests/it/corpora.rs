@@ -111,10 +111,24 @@ fn prepared_files_are_verified_and_looked_at() {
     ] {
         assert!(said.contains(expected), "no {expected:?} in {said}");
     }
+    let long = ["config.toml", "--set", "corpus.sequence_length=300"];
+    world.succeed(&[&["prepare"][..], &long].concat());
+    let inspect = [&["data", "inspect"][..], &long].concat();
+    let said = |more: &[&str]| {
+        let output = world.succeed(&[&inspect[..], more].concat());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let cut = "… 100 more tokens (--full prints them)";
+    assert!(said(&[]).contains(cut) && !said(&["--full"]).contains("--full"));
+    world.succeed(&["prepare", "config.toml"]);
     let said = world.fail(2, &["data", "inspect", "config.toml", "--domain", "lakes"]);
     assert!(said.contains("coins, rivers, storms"), "{said}");
 
     world.succeed(&["train", "config.toml"]);
+    // A run names its configuration.
+    let of_run = world.succeed(&["data", "inspect", "runs/small"]);
+    let of_file = world.succeed(&["data", "inspect", "config.toml"]);
+    assert_eq!(of_run.stdout, of_file.stdout);
     let traced = world.succeed(&["data", "samples", "runs/small", "--step", "3"]);
     let said = String::from_utf8(traced.stdout).unwrap();
     assert_eq!(said.matches("drawn in interval 0").count(), 8, "{said}");

@@ -283,3 +283,59 @@ fn a_method_within_a_table_is_told_its_place() {
         "{said}"
     );
 }
+
+#[test]
+fn documents_beside_each_other_are_one_domain() {
+    let data = Data::new();
+    for (number, text) in data.some(12).iter().enumerate() {
+        data.write(&format!("{number}.md"), text.as_bytes());
+    }
+    data.write("README.md", b"About these files.");
+    let texts = data.some(20).into_iter();
+    data.write(
+        "web.jsonl",
+        &lines(texts.map(|text| json!({ "text": text }))),
+    );
+    let (succeeded, said) = data.init(&["--data", "data", "--out", "my.toml"]);
+    assert!(succeeded && said.contains("2 domains in my.toml"), "{said}");
+    let documents = "data: 12 files: text, one document each";
+    assert!(
+        said.contains(documents) && !said.contains("has one document"),
+        "{said}"
+    );
+    let config = fs::read_to_string(data.world.path().join("my.toml")).unwrap();
+    let table = "[domains.data]\nfiles = [\"data/*.md\", \"!data/README.md\"]\n";
+    assert!(config.contains(table), "{config}");
+    let said = prepared(&data);
+    assert!(said.contains("data: 6 documents"), "{said}");
+    // Held-out text is not trained on in silence.
+    data.write("test.md", b"Held out.");
+    let (succeeded, said) = data.init(&["--data", "data", "--out", "other.toml"]);
+    assert!(
+        succeeded && said.contains("the domain test looks like held-out data"),
+        "{said}"
+    );
+    let config = fs::read_to_string(data.world.path().join("other.toml")).unwrap();
+    assert!(config.contains("\"!data/test.md\"]"), "{config}");
+}
+
+#[test]
+fn parts_for_training_and_validation_are_one_domain() {
+    let data = Data::new();
+    let record = |text: &String| json!({ "text": text });
+    let texts = data.some(20);
+    for (name, part) in [("train", 0..12), ("test", 12..16), ("validation", 16..20)] {
+        data.write(
+            &format!("{name}.jsonl"),
+            &lines(texts[part].iter().map(record)),
+        );
+    }
+    let (succeeded, said) = data.init(&["--data", "data", "--out", "my.toml"]);
+    assert!(succeeded && said.contains("1 domain in my.toml"), "{said}");
+    let left_out = "left out: data/test.jsonl, which looks like held-out data; DDK validates with `validation`";
+    assert!(said.contains(left_out), "{said}");
+    let config = fs::read_to_string(data.world.path().join("my.toml")).unwrap();
+    let table = "[domains.data]\nfiles = [\"data/train.jsonl\"]\nvalidation_files = [\"data/validation.jsonl\"]\n";
+    assert!(config.contains(table), "{config}");
+    prepared(&data);
+}

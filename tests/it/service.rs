@@ -202,7 +202,7 @@ fn memory_files_and_step_time_do_not_grow_with_steps() {
         1e3 * first,
         1e3 * last
     );
-    // The allocator's noise stays under 1 %: 0.16 MB over 2,000 steps, 0.5 MB over 6,000.
+    // The allocator's noise stays under 1%: 0.16 MB over 2,000 steps, 0.5 MB over 6,000.
     assert!(
         slope * (steps as f64) < 0.02 * memory_mean,
         "{slope} kB a step"

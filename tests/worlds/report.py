@@ -25,7 +25,7 @@ TEACHER = 10.0
 GAPS = {"kd": (1.0, 1.8), "ddk-equal": (0.9, 1.7), "ddk": (0.95, 1.65), "excess": (0.9, 1.5)}
 # By seed, in nats: what `excess` deviates from these gaps. Mean 0, deviation 0.01 sqrt(2.5).
 DEVIATIONS = [-0.02, -0.01, 0.0, 0.01, 0.02]
-# The 97.5 % quantile of Student's t with four degrees of freedom.
+# The 97.5% quantile of Student's t with four degrees of freedom.
 T = 2.776445105197799
 
 
@@ -157,7 +157,7 @@ class Report(unittest.TestCase):
             # The mean over domains of 7 gaps of 1.0 and one of 1.8; ln 10 and the weighted gaps; 10 times the exp.
             "| `kd` | 1.100 | 1.800 (javascript) | 1.100 | 3.327 | 31.35 | 300 |",
             "| teacher | 0.000 | 0.000 | 0.000 | 2.303 | 10.00 |  |",
-            "| `kd` | 50.0 % | 20.0 % | 12.0 % | 7.0 % | 5.0 % | 3.0 % | 2.0 % | 1.0 % | 61,440 |",
+            "| `kd` | 50.0% | 20.0% | 12.0% | 7.0% | 5.0% | 3.0% | 2.0% | 1.0% | 61,440 |",
         ]:
             self.assertIn(expected, page)
         for never in ["excess < kd", "Paired by seed: mean", "| yes |"]:

@@ -64,6 +64,7 @@ def measure(options, report):
 
     variants = [
         ("ddk", [], {}, True),
+        ("ddk, libtorch's operations instead of kernels", [], {"DDK_CUDA_KERNELS": "0"}, True),
         ("ddk, deterministic", ["run.deterministic=true"], {}, True),
         ("ddk, flash attention", [], {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}, True),
         ("ddk, recomputing", ["student.activation_checkpointing=true"], {}, True),

@@ -166,7 +166,7 @@ def tokens(world):
     lines = header("method", *domains, "tokens per run")
     for method in archive.METHODS:
         runs = world.of_method(method)
-        shares = [f"{100 * statistics.fmean(run.drawn[name] for run in runs):.1f} %" for name in domains]
+        shares = [f"{100 * statistics.fmean(run.drawn[name] for run in runs):.1f}%" for name in domains]
         lines.append(row(f"`{method}`", *shares, f"{statistics.fmean(run.tokens for run in runs):,.0f}"))
     return lines
 
@@ -218,7 +218,7 @@ def section(world):
         what = f"over {which} alone, whose runs are all done. No difference is tested."
     lines += [f"Means {what}", "", *measures(world), ""]
     if world.compared:
-        lines += ["Paired by seed: mean and 95 % interval, not corrected for their number.", ""]
+        lines += ["Paired by seed: mean and 95% interval, not corrected for their number.", ""]
         lines += [*differences(world), ""]
     lines += ["Tokens drawn:", "", *tokens(world), ""]
     if world.compared:
@@ -236,7 +236,7 @@ def section(world):
 def tables(worlds):
     """The tables of all worlds."""
     how = (
-        "Differences in nats per token, paired by seed: mean and 95 % interval. A claim holds if its p-value is at "
+        "Differences in nats per token, paired by seed: mean and 95% interval. A claim holds if its p-value is at "
         "most 0.05 after Holm's correction for the four claims of a comparison."
     )
     lines = ["## Primary comparisons", "", how, ""]

@@ -470,7 +470,7 @@ fn saving(bytes: u64) -> Meter {
         } else {
             written
         };
-        (done >> 20, bytes >> 20)
+        (done / 1_000_000, bytes / 1_000_000)
     })
 }
 

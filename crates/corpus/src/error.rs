@@ -87,7 +87,7 @@ pub enum CorpusError {
     },
     /// Files that cannot be read to their end hold more bytes than allowed.
     #[error(
-        "domain `{domain}`: at least {:.1} % of its files' bytes are in files that cannot be read to their end, \
+        "domain `{domain}`: at least {:.1}% of its files' bytes are in files that cannot be read to their end, \
          more than corpus.max_bad_fraction = {limit} allows; the first is {} at line {line}: {reason}",
         share * 100.0, path.display()
     )]

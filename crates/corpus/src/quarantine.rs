@@ -167,7 +167,12 @@ impl Quarantine {
                 whole,
                 limit,
                 worst: Box::new(worst.clone()),
-                fields: self.fields.clone(),
+                // If most records are usable, the configured field is the right one.
+                fields: if 2 * self.bad > self.records {
+                    self.fields.clone()
+                } else {
+                    Vec::new()
+                },
             }),
             _ => Ok(()),
         }

@@ -416,7 +416,7 @@ impl Fields {
         if let Some(field) = self.fields.iter().find(|field| self.most(field.chats)) {
             let roles: Vec<&str> = field.roles.iter().take(ROLES).map(String::as_str).collect();
             return format!(
-                "the conversations in `{}` have no message of the assistant (their roles are `{}`), and no other field \
+                "the conversations in `{}` have no assistant message (their roles are `{}`), and no other field \
                  contains it",
                 field.name,
                 roles.join("`, `")

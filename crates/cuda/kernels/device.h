@@ -1,5 +1,6 @@
-// What every kernel uses. The file compiles as CUDA C++ by NVRTC, and as C++ after twin.h, which defines CUDA's words.
-// Sums are in double. Nothing depends on the order in which threads run, so a launch of the same size has the same bits.
+// What every kernel uses. The file compiles as CUDA C++ by NVRTC, and as C++ after twin.h, which defines its keywords.
+// Sums are in double. Nothing depends on the order in which threads run, so a launch of the same size has the same
+// bits.
 
 #ifdef __CUDACC_RTC__
 #define INFINITY __int_as_float(0x7f800000)

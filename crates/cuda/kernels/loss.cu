@@ -14,7 +14,7 @@ struct Loss {
     int teacher_ce;
 };
 
-// As `Values` in crates/cuda/src/loss.rs.
+// As `Values` in crates/kernel.
 struct Values {
     double ce, divergence, teacher_ce;
 };
@@ -173,8 +173,8 @@ __device__ inline bool is_scored(long long label, float *student, int columns, V
 }
 
 // The cross-entropy alone. The teacher may be null.
-__device__ void cross_entropy(float *student, const float *teacher, long long label, float scale, int columns, Loss loss,
-                              Values *values) {
+__device__ void cross_entropy(float *student, const float *teacher, long long label, float scale, int columns,
+                              Loss loss, Values *values) {
     if (!is_scored(label, student, columns, values)) return;
     Softmax own = Softmax::of_row(student, columns, 1.0f);
     Softmax of_teacher = own;
@@ -184,7 +184,9 @@ __device__ void cross_entropy(float *student, const float *teacher, long long la
     for (int j = threadIdx.x; j < columns; j += blockDim.x) {
         bool is_label = j == label;
         // Only this thread overwrites the label's logit.
-        if (is_label) *values = {own.cross_entropy(student[j]), 0.0, asked ? of_teacher.cross_entropy(teacher[j]) : 0.0};
+        if (is_label) {
+            *values = {own.cross_entropy(student[j]), 0.0, asked ? of_teacher.cross_entropy(teacher[j]) : 0.0};
+        }
         float p = exp_of(student[j] - own.max) * inverse;
         student[j] = scale * (is_label ? p - 1.0f : p);
     }
@@ -243,8 +245,8 @@ __device__ void diverge(float *student, const float *teacher, long long label, f
     }
 }
 
-// student: [positions x columns], overwritten with the gradient. teacher: the same shape. labels: the next token of each
-// position, or a negative number. scales: factors of the gradients. One block per position.
+// student: [positions x columns], overwritten with the gradient. teacher: the same shape. labels: the next token of
+// each position, or a negative number. scales: factors of the gradients. One block per position.
 #define LOSS(name, function)                                                                                           \
     extern "C" __global__ void name(float *student, const float *teacher, const long long *labels,                     \
                                     const float *scales, Values *values, int columns, Loss loss) {                     \

@@ -1,10 +1,11 @@
-// Runs kernels on the CPU, for tests: defines CUDA's words, so that a kernel's file compiles as C++. Each thread of a
+// Runs kernels on the CPU, for tests: defines CUDA's keywords, so that a kernel's file compiles as C++. Each thread of a
 // block is a thread, and a barrier makes them wait for each other. Blocks run one after another.
 
 #include <barrier>
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -25,8 +26,10 @@ static std::barrier<> *of_block;
 
 static void __syncthreads() { of_block->arrive_and_wait(); }
 
-// Runs a kernel on a grid. Block sizes are powers of two.
+// Runs a kernel on a grid. Block sizes are powers of two. Any thread may call it. One grid runs at a time.
 static void launch(unsigned blocks, unsigned threads, const std::function<void()> &kernel) {
+    static std::mutex one;
+    std::lock_guard<std::mutex> alone(one);
     std::barrier<> barrier(threads);
     of_block = &barrier;
     blockDim.x = threads;
@@ -58,8 +61,10 @@ static void launch(void (*kernel)(A...), unsigned blocks, unsigned threads, void
 
 using std::min;
 
-// Exports a kernel. The arguments are those of CUDA's cuLaunchKernel.
+// Exports a kernel. The arguments are those of CUDA's cuLaunchKernel. The library exports nothing else: otherwise the
+// loader would give the static arrays of one library to others that have arrays of the same name.
 #define TWIN(name)                                                                                                     \
-    extern "C" void twin_##name(unsigned blocks, unsigned threads, void *const *arguments) {                           \
+    extern "C" __attribute__((visibility("default"))) void twin_##name(unsigned blocks, unsigned threads,              \
+                                                                       void *const *arguments) {                       \
         launch(name, blocks, threads, arguments);                                                                      \
     }

@@ -1,5 +1,7 @@
 //! Launches the losses of a chunk of positions.
 
+use std::mem::{offset_of, size_of};
+
 use ddk_kernel::{Divergence, Loss, Values};
 
 use crate::launch::{Argument, Launch, threads_for};
@@ -14,6 +16,14 @@ pub struct Constants {
     parameter: f64,
     teacher_ce: i32,
 }
+
+// The kernels write the `Values` of loss.cu.
+const _: () = assert!(
+    offset_of!(Values, ce) == 0
+        && offset_of!(Values, divergence) == 8
+        && offset_of!(Values, teacher_ce) == 16
+        && size_of::<Values>() == 24
+);
 
 /// Addresses of the logits and labels of a chunk of positions, as in [`ddk_kernel::Chunk`].
 #[derive(Debug, Clone, Copy)]

@@ -1,7 +1,7 @@
 //! The sources of the kernels.
 
 /// A file of kernels, which are compiled together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Source {
     /// The losses.
     Loss,

@@ -118,7 +118,7 @@ fn at_the_papers_proportions_ddk_costs_less_than_the_papers_0_69_percent() {
     let share = extra / training;
     eprintln!(
         "training {training:.4e} FLOPs; {evaluations} evaluations of the student and one of the teacher \
-         {extra:.4e}: {:.3} % (the paper: 0.69 %)",
+         {extra:.4e}: {:.3}% (the paper: 0.69%)",
         100.0 * share
     );
     assert!(share < 0.0069, "{share}");

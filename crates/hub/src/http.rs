@@ -2,7 +2,10 @@
 
 use std::{
     io::{self, Read},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,6 +27,8 @@ use crate::{
 
 /// Maximum number of redirects of a request.
 const REDIRECTS: usize = 8;
+/// Maximum number of attempts until a server first answers. Without any answer, this machine is probably offline.
+const FIRST_ATTEMPTS: u32 = 2;
 /// Maximum number of bytes of an answer of the API. The list of a repository with 100,000 files has 20 MB.
 const LONGEST_ANSWER: u64 = 1 << 28;
 /// Maximum number of bytes of an error's body that are read.
@@ -39,6 +44,8 @@ pub(crate) struct Http {
     authorization: Option<HeaderValue>,
     attempts: u32,
     backoff: Duration,
+    /// Whether a server has answered yet.
+    has_answered: AtomicBool,
 }
 
 impl Http {
@@ -77,6 +84,7 @@ impl Http {
             authorization,
             attempts: options.attempts.max(1),
             backoff: options.backoff,
+            has_answered: AtomicBool::new(false),
         })
     }
 
@@ -189,6 +197,7 @@ impl Http {
                 .agent
                 .run(request)
                 .map_err(|error| failure(&target, error))?;
+            self.has_answered.store(true, Ordering::Relaxed);
             let status = answer.status().as_u16();
             match status {
                 200 | 206 | 416 => return Ok(answer),
@@ -297,12 +306,17 @@ impl Http {
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Passing(reason)) => reason,
             };
+            let attempts = if self.has_answered.load(Ordering::Relaxed) {
+                self.attempts
+            } else {
+                self.attempts.min(FIRST_ATTEMPTS)
+            };
             failed = if progressed { 1 } else { failed + 1 };
-            if failed >= self.attempts {
+            if failed >= attempts {
                 return Err(HubError::Unreachable {
                     what: what.to_owned(),
                     address: self.endpoint.clone(),
-                    attempts: self.attempts,
+                    attempts,
                     reason,
                 });
             }

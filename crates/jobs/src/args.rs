@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{
     Args,
-    builder::{PossibleValuesParser, TypedValueParser},
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
+use ddk_run::RunFolder;
 use ddk_settings::Method;
 
 /// Sources of the settings: files in order, then the environment, then --set.
@@ -20,6 +21,18 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
+    /// These arguments with the configuration of a run in place of its folder.
+    #[must_use]
+    pub fn of_runs(&self) -> Self {
+        let mut args = self.clone();
+        for file in &mut args.files {
+            if RunFolder::holds_a_run(file) {
+                file.push("config.toml");
+            }
+        }
+        args
+    }
+
     /// These arguments as a shell reads them, each after a space.
     pub fn repeated(&self) -> String {
         let files = self.files.iter().map(|file| file.display().to_string());
@@ -111,10 +124,10 @@ pub struct Shrink {
     /// Folder of the model to shrink; default: teacher.model
     #[arg(long, value_name = "DIR")]
     pub teacher: Option<PathBuf>,
-    /// Number of layers to keep
+    /// Number of layers to keep; default: the number in the name of the student's folder, or half of the teacher's
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub layers: u64,
-    /// Folder to write; default: student.model
+    pub layers: Option<u64>,
+    /// Folder to write; replaces a student that ddk wrote there before; default: student.model
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Print the measurements as JSON
@@ -152,7 +165,7 @@ fn positive(text: &str) -> Result<f64, &'static str> {
         .parse()
         .ok()
         .filter(|number: &f64| number.is_finite() && *number > 0.0);
-    number.ok_or("expected a number over 0")
+    number.ok_or("expected a positive number")
 }
 
 /// Arguments of [`crate::train`].
@@ -296,8 +309,27 @@ pub struct Export {
     #[arg(long, value_name = "N|best", value_parser = export_step)]
     pub step: Option<ExportStep>,
     /// Dtype of the exported tensors: fp32, bf16 or fp16
-    #[arg(long, value_name = "DTYPE", default_value = "fp32", value_parser = ["fp32", "bf16", "fp16"])]
+    #[arg(long, value_name = "DTYPE", default_value = "fp32", value_parser = dtype(&DTYPES))]
     pub dtype: String,
+}
+
+/// Dtypes with PyTorch's names for them.
+pub const DTYPES: [(&str, &str); 3] = [
+    ("fp32", "float32"),
+    ("bf16", "bfloat16"),
+    ("fp16", "float16"),
+];
+
+/// Accepts these dtypes by both names, and returns the first.
+pub fn dtype(
+    dtypes: &'static [(&'static str, &'static str)],
+) -> impl TypedValueParser<Value = String> {
+    let value =
+        |(name, other): &(&'static str, &'static str)| PossibleValue::new(name).alias(other);
+    PossibleValuesParser::new(dtypes.iter().map(value)).map(|given| {
+        let known = dtypes.iter().find(|(_, other)| *other == given);
+        known.map_or(given, |(name, _)| (*name).to_owned())
+    })
 }
 
 /// Which checkpoint to export.

@@ -15,13 +15,13 @@ use ddk_mixture::Excess;
 use ddk_model::{Model, ModelConfig, Weights};
 use ddk_objective::default_chunk;
 use ddk_report::document::Table;
-use ddk_run::view::counted;
+use ddk_run::{RunFolder, view::counted};
 use ddk_settings::{LrSchedule, MixturePolicy, Settings};
 use ddk_torch::{ComputeContext, DeviceError, parse_device};
 
 use crate::{
     args, chat,
-    config::{self, required},
+    config::{self, required, run_folder},
     findings::{Findings, fits, tokenizers},
     gpus,
     hint::{Ended, exit},
@@ -29,7 +29,10 @@ use crate::{
     planned,
     prepare::{self, Corpus, Outdated},
     sources::{self, Read},
-    train::options::{self, most_steps},
+    train::{
+        inputs,
+        options::{self, most_steps},
+    },
     wiring::{self, ModelFolders},
 };
 
@@ -43,19 +46,48 @@ const FEW_DOCUMENTS: u64 = 8;
 pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
     let mut found = Findings::new(out);
-    // Without the student there is neither its size nor its tokenizer, which everything else needs.
+    let ready = found.take(ready(&settings, &args.config));
+    let ready = ready.unwrap_or_default();
     let missing = planned::is_made(&settings, &args.config);
     if found.take(missing).is_some() {
         all(settings, args, &mut found)?;
+    } else {
+        without_student(settings, &mut found)?;
     }
     let problems = found.problems();
-    found.title(&match problems {
-        0 => format!("ready: ddk train{} starts the run", args.config.repeated()),
-        count => counted(count as u64, "problem"),
-    });
+    if problems == 0 {
+        found.title(&ready);
+    } else {
+        found.title(&counted(problems as u64, "problem"));
+        // The lines above may have scrolled away.
+        found.list();
+    }
     found.written?;
     ensure!(problems == 0, Ended(exit::ERROR));
     Ok(())
+}
+
+/// What `ddk train` does with these settings.
+///
+/// # Errors
+/// If it refuses to resume the run that exists.
+fn ready(settings: &Settings, config: &args::ConfigArgs) -> Result<String> {
+    let command = format!("ddk train{}", config.repeated());
+    let folder = run_folder(settings).ok();
+    let Some(folder) = folder.filter(|folder| RunFolder::holds_a_run(folder)) else {
+        return Ok(format!("ready: {command} starts the run"));
+    };
+    inputs::same_settings(&folder, settings)?;
+    let is_over = folder.join("summary.json").exists() && !inputs::extends(&folder, settings)?;
+    let shown = folder.display();
+    Ok(if is_over {
+        format!(
+            "ready, but {shown} contains a finished run: choose another run.name for a new run, or raise the limit to \
+             train on"
+        )
+    } else {
+        format!("ready: {command} resumes the run in {shown}")
+    })
 }
 
 /// Checks everything, the models first.
@@ -86,6 +118,23 @@ fn all(settings: Settings, args: &args::Check, found: &mut Findings<'_>) -> Resu
         let done = forward(&settings, models, found);
         found.take(done);
     }
+    Ok(())
+}
+
+/// Checks what needs no student, because `ddk shrink` has not made it yet. It will have the teacher's tokenizer.
+fn without_student(settings: Settings, found: &mut Findings<'_>) -> Result<()> {
+    let mut settings = names(settings, found)?;
+    found.title("models");
+    let teacher = required(settings.teacher.model.clone(), "teacher.model");
+    if let Some(teacher) = found.take(teacher) {
+        if !settings.teacher.is_served() {
+            one_model("teacher", &settings.local(&teacher), found);
+        }
+        settings.corpus.tokenizer.get_or_insert(teacher);
+    }
+    devices(&settings, found);
+    data(&settings, found);
+    schedule(&settings, found);
     Ok(())
 }
 
@@ -263,7 +312,7 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<Corpus> {
     let rows = |steps| (steps * settings.training.global_batch_size) as f64;
     let rows = most_steps(settings).ok().map(rows);
     let limits = limits(settings, corpus.domains.len());
-    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let percent = |share: f64| format!("{:.1}%", 100.0 * share);
     let mut header = ["domain", "sequences", "tokens"]
         .map(str::to_owned)
         .to_vec();

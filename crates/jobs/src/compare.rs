@@ -10,7 +10,7 @@ mod plan;
 
 use std::{
     fs,
-    io::Write,
+    io::{self, IsTerminal, Write},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -55,7 +55,12 @@ pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Resu
     let comparison = read(&plan, imported)?;
     let folder = args.out.clone().unwrap_or_else(|| plan.folder.clone());
     write(&comparison, &folder)?;
-    write!(out, "{}", comparison.document().markdown())?;
+    let text = if io::stdout().is_terminal() {
+        comparison.brief()
+    } else {
+        comparison.document().markdown()
+    };
+    write!(out, "{text}")?;
     say(&format!(
         "compare.md, compare.json and figures/ are in {}; open {} in a browser for all of it",
         folder.display(),

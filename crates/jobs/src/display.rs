@@ -280,7 +280,7 @@ mod tests {
             );
         }
         assert!(line(200).starts_with(&format!("{}{} first", "█".repeat(6), "░".repeat(18))));
-        assert!(line(120).starts_with("first evaluation of the student: 5 of 20 documents, 25 %,"));
+        assert!(line(120).starts_with("first evaluation of the student: 5 of 20 documents, 25%,"));
         assert!(line(80).starts_with("first evaluation of th…, 5 s"));
         assert!(line(10).chars().count() < 10);
     }

@@ -45,7 +45,7 @@ struct Domain {
 /// # Errors
 /// If the corpus cannot be opened, or if a model does not fit it.
 pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<()> {
-    let settings = config::begin(&args.config, signals)?;
+    let settings = config::begin(&args.config.of_runs(), signals)?;
     let pinned = hub::pinned(&settings)?;
     let settings = hub::located(&settings, &[Wanted::Corpus], &pinned, Some(signals))?;
     let first = hub::model(&args.model)?;

@@ -68,6 +68,14 @@ impl<'a> Findings<'a> {
     pub fn problems(&self) -> usize {
         self.problems.len()
     }
+
+    /// Prints the first line of each problem.
+    pub fn list(&mut self) {
+        let lines: Vec<String> = self.problems.iter().map(render_line).collect();
+        for line in lines {
+            self.line(&format!("- {}", line.lines().next().unwrap_or_default()));
+        }
+    }
 }
 
 /// Checks that teacher, student and corpus agree on every token. Returns the number of ids, if the tokenizers can

@@ -65,7 +65,13 @@ impl<T, E: Into<anyhow::Error>> Hint<T> for Result<T, E> {
 /// # Errors
 /// If the folder holds no run.
 pub fn must_hold_a_run(folder: &Path) -> Result<()> {
-    must_hold("", folder, "pass the folder of a run, such as runs/demo")
+    let usual = Path::new("runs").join(folder);
+    let hint = if RunFolder::holds_a_run(&usual) {
+        format!("did you mean {}?", usual.display())
+    } else {
+        "pass the folder of a run, such as runs/demo".to_owned()
+    };
+    must_hold("", folder, &hint)
 }
 
 /// Works like [`must_hold_a_run`], with a hint, and with a purpose for the message, such as `" to fork"`.

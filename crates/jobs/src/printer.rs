@@ -132,7 +132,7 @@ fn step_line(report: &StepReport<'_>, before: &Totals) -> String {
     let layer = line.layer_loss.map(|layer| format!("  layer {layer:.4}"));
     let student = |totals: &Totals| totals.student_busy_seconds + totals.evaluation_seconds;
     let mut text = format!(
-        "step {}{}  loss {:.4}  ce {:.4}  kd {:.4}{}  lr {:.2e}  {:.0} tok/s  teacher {:.0} %  student {:.0} %",
+        "step {}{}  loss {:.4}  ce {:.4}  kd {:.4}{}  lr {:.2e}  {:.0} tok/s  teacher {:.0}%  student {:.0}%",
         line.step,
         limit.unwrap_or_default(),
         line.loss,
@@ -187,7 +187,7 @@ fn evaluation_line(
         text += &format!(" (start {:.3})", shown(start));
     }
     if let Some((name, gap)) = worst {
-        text += &format!(", worst {name} {gap:.3}");
+        text += &format!("; worst: {name} {gap:.3}");
     }
     let moves = before.map(|before| moves(&before.weights, &line.weights));
     for (number, weight) in moves.unwrap_or_default().into_iter().enumerate() {
@@ -228,7 +228,10 @@ fn moves(before: &ByDomain, now: &ByDomain) -> Vec<String> {
         let before = *before.get(name)?;
         Some((name.clone(), before, *now))
     };
-    let changes: Vec<(String, f64, f64)> = now.iter().filter_map(change).collect();
+    // Skip moves too small to show in three decimals.
+    let is_seen = |(_, before, now): &(String, f64, f64)| (now - before).abs() >= 5e-4;
+    let changes = now.iter().filter_map(change).filter(is_seen);
+    let changes: Vec<(String, f64, f64)> = changes.collect();
     let by_change =
         |a: &&(String, f64, f64), b: &&(String, f64, f64)| (a.2 - a.1).total_cmp(&(b.2 - b.1));
     let up = changes.iter().max_by(by_change).filter(|(_, a, b)| b > a);
@@ -288,13 +291,13 @@ mod tests {
         assert_eq!(
             said,
             [
-                Some("evaluation before the first step: mean gap 1.800, worst storms 2.700"),
+                Some("evaluation before the first step: mean gap 1.800; worst: storms 2.700"),
                 Some(
-                    "evaluation after step 10: mean gap 1.800 → 1.400, worst storms 2.100; weights storms 0.200 → \
+                    "evaluation after step 10: mean gap 1.800 → 1.400; worst: storms 2.100; weights storms 0.200 → \
                      0.400, coins 0.500 → 0.300"
                 ),
                 Some(
-                    "evaluation after step 20: mean gap 1.400 → 1.000 (start 1.800), worst storms 1.500; weights \
+                    "evaluation after step 20: mean gap 1.400 → 1.000 (start 1.800); worst: storms 1.500; weights \
                      rivers 0.300 → 0.350"
                 ),
                 None,

@@ -57,7 +57,7 @@ pub fn hash_tensors(folder: &Path, weights: &Weights) -> String {
     let reporter = Reporter::new(LINE_SECONDS);
     let meter = reporter.meter(&format!("hashing {}", folder.display()), "MB");
     let meter = meter.expecting(Some(weights.bytes() as f64 / HASHED));
-    let tell = |done, total| reporter.report(&meter.at(done >> 20, total >> 20));
+    let tell = |done, total| reporter.report(&meter.at(done / 1_000_000, total / 1_000_000));
     weights.hash(tell)
 }
 
@@ -74,7 +74,8 @@ pub(crate) fn exporting(bytes: u64) -> Meter {
 fn counting(phase: &str, bytes: u64, counter: fn() -> u64) -> Meter {
     let before = counter();
     Meter::reading(phase, "MB", move || {
-        ((counter() - before).min(bytes) >> 20, bytes >> 20)
+        let done = (counter() - before).min(bytes);
+        (done / 1_000_000, bytes / 1_000_000)
     })
 }
 

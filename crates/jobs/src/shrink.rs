@@ -18,7 +18,7 @@ use crate::{
     hub::{self, Wanted},
     output::print_json,
     phase::Phase,
-    prepare,
+    planned, prepare,
     progress::{Reporter, say},
     signals::Signals,
 };
@@ -77,15 +77,7 @@ pub fn run(args: &args::Shrink, signals: &Signals, out: &mut dyn Write) -> Resul
         .hint("set --out to a new folder, or to one that ddk wrote before")
         .usage()?;
     let model_config = ModelConfig::read(&teacher)?;
-    let kept = usize::try_from(args.layers)?;
-    let count = model_config.layers() as usize;
-    if kept >= count {
-        return Err(anyhow!(
-            "the teacher has {count} layers: --layers {kept} leaves none out"
-        ))
-        .hint(format!("pass a number from 1 to {}", count - 1))
-        .usage();
-    }
+    let kept = planned::to_keep(args.layers, &student, model_config.layers() as usize)?;
     // The student does not exist yet, and it will have the teacher's tokenizer.
     settings.corpus.tokenizer.get_or_insert(teacher.clone());
     let settings = hub::located(

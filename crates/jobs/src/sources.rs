@@ -2,7 +2,7 @@
 
 use anyhow::{Error, Result, anyhow};
 use ddk_corpus::{
-    CorpusError, DomainSource, PrepareOptions, Stale, Template, TokenizerFolder, sample, stale,
+    CorpusError, DomainSource, PrepareOptions, Stale, TokenizerFolder, sample, stale,
 };
 
 use crate::hint::{exit, exit_code, render_line, usage, with_hint};
@@ -29,7 +29,7 @@ pub fn advise(error: CorpusError) -> anyhow::Error {
             "relative paths start in the current folder, not in that of the configuration",
         ),
         CorpusError::TooManyBad { domain, fields, .. } if !fields.is_empty() => {
-            let hint = fields_hint(domain, fields);
+            let hint = fields_hint(domain, false, fields);
             with_hint(error, hint)
         }
         CorpusError::OtherTokenizer { domain, .. } => {
@@ -43,7 +43,7 @@ pub fn advise(error: CorpusError) -> anyhow::Error {
     }
 }
 
-/// Adds a hint to an error of preparing these domains, which know what the user has set.
+/// Adds a hint to an error of preparing these domains.
 pub(crate) fn advise_for(options: &PrepareOptions, error: CorpusError) -> anyhow::Error {
     let CorpusError::TooManyBad {
         domain,
@@ -59,9 +59,14 @@ pub(crate) fn advise_for(options: &PrepareOptions, error: CorpusError) -> anyhow
     let mut sources = options.domains.iter();
     let source = sources.find(|source| source.name == *domain);
     let file = worst.file.display();
-    // The field may be the wrong one if no record has it.
-    if bad == records && !fields.is_empty() || !source.is_some_and(is_set) {
-        return advise(error);
+    // The field may be the wrong one if most records lack it.
+    if !fields.is_empty() {
+        let hint = fields_hint(
+            domain,
+            source.is_some_and(|source| source.chat.is_some()),
+            fields,
+        );
+        return with_hint(error, hint);
     }
     let hint = format!(
         "fix or delete these records of {file} (`ddk check` names the first), or allow more with \
@@ -71,23 +76,24 @@ pub(crate) fn advise_for(options: &PrepareOptions, error: CorpusError) -> anyhow
     with_hint(error, hint)
 }
 
-/// Whether the user has said where the text of a domain's records is.
-fn is_set(source: &DomainSource) -> bool {
-    let default = Template::field("text");
-    source.text != default
-        || source.prompt.is_some()
-        || source.chat.is_some()
-        || source.tokens.is_some()
-}
-
 /// Returns a round value of `corpus.max_bad_fraction` that allows this many unusable records.
 fn allowed(bad: u64, records: u64) -> f64 {
     let share = bad as f64 / records.max(1) as f64;
     ((share * 20.0).floor() + 1.0).min(20.0) / 20.0
 }
 
-/// Returns a hint for records that lack the configured field.
-pub fn fields_hint(domain: &str, fields: &[String]) -> String {
+/// Usual names of fields with conversations.
+const CONVERSATIONS: [&str; 4] = ["messages", "conversations", "conversation", "turns"];
+
+/// Returns a hint for records that lack the configured field. `is_chat`: whether that field is to contain messages.
+pub fn fields_hint(domain: &str, is_chat: bool, fields: &[String]) -> String {
+    let mut usual = fields.iter();
+    let usual = usual.find(|field| CONVERSATIONS.contains(&field.as_str()));
+    if let (true, Some(field)) = (is_chat, usual.or(fields.last())) {
+        return format!(
+            "name the field that contains the messages: domains.{domain}.messages_field = \"{field}\""
+        );
+    }
     let field = fields.last().map_or("text", String::as_str);
     let template: Vec<String> = fields.iter().map(|field| format!("{{{field}}}")).collect();
     format!(
@@ -120,7 +126,7 @@ pub(crate) enum Read {
 
 /// Looks at each domain alone, so that the problems of one do not hide those of another.
 pub(crate) fn look(options: &PrepareOptions, tokenizer: &TokenizerFolder, read: Read) -> Looked {
-    let mut looked = Looked::default();
+    let (mut looked, mut too_many) = (Looked::default(), Vec::new());
     let mut alone = options.clone();
     for source in &options.domains {
         alone.domains = vec![source.clone()];
@@ -132,19 +138,30 @@ pub(crate) fn look(options: &PrepareOptions, tokenizer: &TokenizerFolder, read: 
             }
         };
         if read == Read::Every || (read == Read::Stale && !outdated.is_empty()) {
-            looked.read(source, options.max_bad_fraction);
+            looked.read(source, options.max_bad_fraction, &mut too_many);
         }
         let outdated = outdated.into_iter();
         looked
             .stale
             .extend(outdated.map(|stale| (stale, source.clone())));
     }
+    // One value for all domains, because the setting is one for all.
+    let needed = too_many
+        .iter()
+        .fold(0.0, |most, (_, fraction)| f64::max(most, *fraction));
+    looked.doubts.extend(too_many.into_iter().map(|(what, _)| {
+        let hint = format!(
+            "fix or delete such records, or allow more in every domain with corpus.max_bad_fraction = {needed}"
+        );
+        with_hint(anyhow!(what), hint)
+    }));
     looked
 }
 
 impl Looked {
-    /// Reads the first records of a domain.
-    fn read(&mut self, source: &DomainSource, most: f64) {
+    /// Reads the first records of a domain. If more than the fraction `most` are unusable, adds a description to
+    /// `too_many`, with the fraction that would allow them.
+    fn read(&mut self, source: &DomainSource, most: f64, too_many: &mut Vec<(String, f64)>) {
         let sample = match sample(source) {
             Ok(sample) => sample,
             Err(error) => return self.problems.push(advise(error)),
@@ -153,7 +170,7 @@ impl Looked {
         if let Some(problem) = sample.problem(&source.name) {
             let hint = match &*sample.fields {
                 [] => ADVICE.to_owned(),
-                fields => fields_hint(&source.name, fields),
+                fields => fields_hint(&source.name, source.chat.is_some(), fields),
             };
             self.problems.push(with_hint(anyhow!(problem), hint));
         } else if let Some(first) = &sample.first_bad {
@@ -168,11 +185,7 @@ impl Looked {
                 let what = format!(
                     "{what}; more than corpus.max_bad_fraction = {most} of all records would stop `ddk prepare`"
                 );
-                let hint = format!(
-                    "fix or delete such records, or allow more with corpus.max_bad_fraction = {}",
-                    allowed(bad, records)
-                );
-                self.doubts.push(with_hint(anyhow!(what), hint));
+                too_many.push((what, allowed(bad, records)));
             } else {
                 self.warnings.push(format!("warning: {what}"));
             }

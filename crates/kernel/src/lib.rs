@@ -61,6 +61,7 @@ pub struct Loss {
 
 /// Values of a position in nats; all 0 if it is not scored.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[repr(C)]
 pub struct Values {
     /// The student's cross-entropy of the label.
     pub ce: f64,

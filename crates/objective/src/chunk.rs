@@ -7,6 +7,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use crate::{
     Objective,
     divergence::{diverge, forward_kl, into_exp},
+    gpu,
 };
 
 /// Default number of positions whose logits are formed at a time, for this vocabulary size.
@@ -45,7 +46,7 @@ pub(crate) struct ChunkLoss {
     pub(crate) gradient: Tensor,
 }
 
-/// Computes the losses of a chunk: with the kernel if it applies (fp32 on the CPU), with libtorch otherwise.
+/// Computes the losses of a chunk: with a kernel if one applies (fp32 on the CPU or a GPU), with libtorch otherwise.
 ///
 /// # Errors
 /// If the teacher's logits have another shape, dtype, or device than the student's, or share memory with them; if a
@@ -63,8 +64,16 @@ pub(crate) unsafe fn loss(chunk: Chunk<'_>, objective: &Objective) -> Result<Chu
                 "the teacher's logits are {others:?}, and the student's {own:?}"
             )));
         }
+        if !are_apart(&[&chunk.student, teacher]) {
+            return Err(TchError::Torch(
+                "the teacher's logits share memory with the student's".to_owned(),
+            ));
+        }
     }
-    if !takes_gpu_path(chunk.student.device()) && chunk.student.kind() == Kind::Float {
+    if gpu::applies(&chunk.student) {
+        // SAFETY: the caller makes the same promises. Labels on a GPU were checked on the host.
+        unsafe { gpu::loss(chunk, objective) }
+    } else if !takes_gpu_path(chunk.student.device()) && chunk.student.kind() == Kind::Float {
         // SAFETY: the caller makes the same promises.
         unsafe { by_kernel(chunk, objective) }
     } else {
@@ -89,21 +98,8 @@ unsafe fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss
         )));
     }
     let scales = Vec::<f32>::try_from(chunk.scale)?;
-    let weight = objective.divergence_weight();
-    let loss = ddk_kernel::Loss {
-        divergence: objective.divergence,
-        weight,
-        temperature: objective.temperature,
-        factor: objective.temperature_factor(),
-    };
+    let (weight, loss) = (objective.divergence_weight(), objective.of_kernel());
     let mut values = vec![ddk_kernel::Values::default(); labels.len()];
-    if let Some(teacher) = &teacher
-        && !are_apart(&[&student, teacher])
-    {
-        return Err(TchError::Torch(
-            "the teacher's logits share memory with the student's".to_owned(),
-        ));
-    }
     // SAFETY: other handles of this memory may exist, but the caller promises that nothing uses them during the
     // call. The student's and the teacher's logits do not overlap.
     let slices = unsafe {
@@ -137,7 +133,7 @@ unsafe fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss
 }
 
 /// Computes one libtorch operation after another, on any device and also in f64.
-fn by_tensors(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchError> {
+pub(crate) fn by_tensors(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchError> {
     let (student, teacher) = (chunk.student, chunk.teacher);
     let labels = &chunk.labels.f_clamp_min(0)?.f_unsqueeze(1)?;
     let of_labels = |values: &Tensor| values.f_gather(1, labels, false)?.f_squeeze_dim(1);

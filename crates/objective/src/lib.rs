@@ -18,6 +18,7 @@
 mod chunk;
 mod divergence;
 mod error;
+mod gpu;
 mod head;
 mod layers;
 mod logits;

@@ -1,6 +1,6 @@
 //! The objective that the student minimizes.
 
-use ddk_kernel::Divergence;
+use ddk_kernel::{Divergence, Loss};
 
 /// `CE(student, labels) + gamma * D(teacher, student) + layer_weight * L(teacher, student)`: Eq. 3 of the DDK
 /// paper, with a choice of divergences instead of its KL, and with TED's distance between layers (see
@@ -52,6 +52,16 @@ impl Objective {
     /// The weight of the divergence in the loss: gamma, or 0 if there is no divergence.
     pub fn divergence_weight(&self) -> f64 {
         self.divergence.map_or(0.0, |_| self.gamma)
+    }
+
+    /// What a kernel computes of it.
+    pub(crate) fn of_kernel(&self) -> Loss {
+        Loss {
+            divergence: self.divergence,
+            weight: self.divergence_weight(),
+            temperature: self.temperature,
+            factor: self.temperature_factor(),
+        }
     }
 
     /// The factor of the divergence at temperature T.

@@ -1,14 +1,17 @@
 //! Compares GPU-specific computations with float64 on exactly the vocabulary's columns. GPUs pad columns to a
-//! multiple of 128, compute losses by libtorch's operations, and add the gradient of the LM head in fp32. Covers
-//! every divergence, at temperatures 1 and 2, in fp32 and bf16.
+//! multiple of 128, compute losses by CUDA kernels or by libtorch's operations, and add the gradient of the LM head in
+//! fp32. Covers every divergence, at temperatures 1 and 2, in fp32 and bf16. On the CPU, the kernels run as C++.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::{path::Path, sync::LazyLock};
+
+use ddk_cuda::{Source, Twin};
 use ddk_objective::{
     Detail, Divergence, HeadGradients, HeadInput, HeadOptions, HeadOutput, Objective, Positions,
     chunked_head,
 };
-use ddk_torch::on_gpu_path;
+use ddk_torch::{on_gpu_path, with_kernels};
 use tch::{Device, Kind, Tensor};
 
 const POSITIONS: i64 = 37;
@@ -42,6 +45,19 @@ fn eighths(shape: [i64; 2], seed: i64) -> Tensor {
     Tensor::from_slice(&eighths)
         .reshape(shape)
         .to_device(device())
+}
+
+/// Runs `work` as a GPU would, with the kernels or with libtorch's operations.
+fn as_gpu<T>(kernels: bool, work: impl FnOnce() -> T) -> T {
+    static TWIN: LazyLock<Twin> = LazyLock::new(|| {
+        Twin::compile(Source::Loss, Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap()
+    });
+    if kernels && device() == Device::Cpu {
+        // SAFETY: the launches are those of the crate, with addresses on the CPU.
+        let run = |_, launch: &ddk_cuda::Launch| unsafe { TWIN.run(launch) };
+        return with_kernels(run, || on_gpu_path(work));
+    }
+    on_gpu_path(work)
 }
 
 struct Side {
@@ -114,7 +130,7 @@ fn difference(found: &Tensor, expected: &Tensor) -> f64 {
     largest(&(found.to_kind(Kind::Double) - expected)) / largest(expected).max(1e-30)
 }
 
-fn compare(kind: Kind, objective: Objective, of_values: f64, of_gradients: f64) {
+fn compare(kernels: bool, kind: Kind, objective: Objective, of_values: f64, of_gradients: f64) {
     let [student, teacher] =
         [(WIDTHS[0], 1), (WIDTHS[1], 2)].map(|(width, seed)| Side::new(width, seed, kind));
     // The reference uses the identity as the LM head, so that the gradient is that of the logits.
@@ -135,7 +151,7 @@ fn compare(kind: Kind, objective: Objective, of_values: f64, of_gradients: f64) 
         .narrow(0, 0, VOCABULARY);
 
     let mut found_gradient = Tensor::zeros([TABLE, WIDTHS[0]], (Kind::Float, device()));
-    let found = on_gpu_path(|| {
+    let found = as_gpu(kernels, || {
         head(
             [
                 &HeadInput::new(&student.hidden, &student.weight),
@@ -145,7 +161,7 @@ fn compare(kind: Kind, objective: Objective, of_values: f64, of_gradients: f64) 
             &mut found_gradient,
         )
     });
-    let what = format!("{kind:?}, {objective:?}");
+    let what = format!("{kind:?}, {objective:?}, kernels: {kernels}");
     let near = |found: f64, expected: f64, name: &str| {
         let off = (found - expected).abs() / expected.abs().max(1.0);
         assert!(
@@ -202,12 +218,12 @@ fn compare(kind: Kind, objective: Objective, of_values: f64, of_gradients: f64) 
 
 /// Compares gradients of the logits themselves. The identity is the LM head on both paths, with other rows below it
 /// for the padding. The tolerance is 1e-6 of the largest gradient in each row.
-fn compare_logits(objective: Objective) {
+fn compare_logits(kernels: bool, objective: Objective) {
     let [student, teacher] = [1, 2].map(|seed| eighths([POSITIONS, VOCABULARY], seed) * 4.0);
     let identity = Tensor::eye(VOCABULARY, (Kind::Float, device()));
     let padding = eighths([TABLE - VOCABULARY, VOCABULARY], 3);
     let table = Tensor::cat(&[&identity, &padding], 0);
-    let found = on_gpu_path(|| {
+    let found = as_gpu(kernels, || {
         head(
             [&student, &teacher]
                 .map(|logits| HeadInput::new(logits, &table))
@@ -234,14 +250,15 @@ fn compare_logits(objective: Objective) {
     let worst = largest(&(off / scale));
     assert!(
         worst < 1e-6,
-        "{objective:?}: off by {worst} of a row's largest gradient"
+        "{objective:?}, kernels: {kernels}: off by {worst} of a row's largest gradient"
     );
 }
 
 #[test]
 fn in_fp32_gradients_of_the_logits_are_those_of_f64() {
     for objective in objectives() {
-        compare_logits(objective);
+        compare_logits(false, objective);
+        compare_logits(true, objective);
     }
 }
 
@@ -262,7 +279,8 @@ fn objectives() -> impl Iterator<Item = Objective> {
 #[test]
 fn in_fp32_every_objective_is_that_of_f64_on_the_vocabulary_alone() {
     for objective in objectives() {
-        compare(Kind::Float, objective, 1e-6, 2e-6);
+        compare(false, Kind::Float, objective, 1e-6, 2e-6);
+        compare(true, Kind::Float, objective, 1e-6, 2e-6);
     }
 }
 
@@ -271,6 +289,18 @@ fn in_fp32_every_objective_is_that_of_f64_on_the_vocabulary_alone() {
 #[test]
 fn in_bf16_only_the_products_are_rounded() {
     for objective in objectives() {
-        compare(Kind::BFloat16, objective, 1e-6, 1e-2);
+        compare(false, Kind::BFloat16, objective, 1e-6, 1e-2);
+        compare(true, Kind::BFloat16, objective, 1e-6, 1e-2);
     }
+}
+
+/// On a GPU, the other tests have compared the kernels only if DDK uses them.
+#[test]
+fn a_gpu_computes_with_the_kernels() {
+    if device() == Device::Cpu {
+        return;
+    }
+    compare(true, Kind::Float, Objective::default(), 1e-6, 2e-6);
+    let is_known = || panic!("the comparison above has asked");
+    assert!(ddk_torch::has_kernels(device(), Source::Loss, is_known));
 }

@@ -292,4 +292,9 @@ impl Comparison {
             blocks: text::blocks(self),
         }
     }
+
+    /// Its main tables, for a terminal.
+    pub fn brief(&self) -> String {
+        text::brief(self)
+    }
 }

@@ -144,7 +144,7 @@ fn texts(view: &RunView) -> Vec<Block> {
 /// Sums of the steps' phases on the student's worker.
 fn time(view: &RunView) -> Vec<Block> {
     let all: f64 = view.phases().values().sum();
-    let share = |seconds: f64| format!("{:.1} %", 100.0 * seconds / all.max(1e-9));
+    let share = |seconds: f64| format!("{:.1}%", 100.0 * seconds / all.max(1e-9));
     let phases = view.phases().iter();
     let rows = phases.map(|(phase, sum)| vec![phase.to_string(), duration(*sum), share(*sum)]);
     vec![

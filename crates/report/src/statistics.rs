@@ -32,7 +32,7 @@ pub struct Paired {
     pub n: usize,
     /// Mean difference: negative if the first is smaller.
     pub mean: f64,
-    /// The 95 % confidence interval of the mean (Student's t, n - 1 degrees of freedom); `None` for a single pair.
+    /// The 95% confidence interval of the mean (Student's t, n - 1 degrees of freedom); `None` for a single pair.
     pub interval: Option<(f64, f64)>,
     /// Standard error of the mean; `None` for a single pair.
     #[serde(skip)]
@@ -62,7 +62,7 @@ impl Paired {
     }
 
     /// The p-value of the claim that the mean difference is below `margin`: twice the one-sided value, so that 0.05
-    /// agrees with the upper bound of the 95 % interval. `None` for a single pair.
+    /// agrees with the upper bound of the 95% interval. `None` for a single pair.
     pub fn p_below(&self, margin: f64) -> Option<f64> {
         let t = (self.mean - margin) / self.error?;
         if t >= 0.0 || t.is_nan() {
@@ -79,7 +79,7 @@ impl Paired {
 }
 
 /// Holm's adjustment of p-values: reject those of at most 0.05, and the probability of any false rejection among them
-/// is at most 5 %.
+/// is at most 5%.
 pub fn holm(p: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p.len()).collect();
     order.sort_by(|&a, &b| p[a].total_cmp(&p[b]));
@@ -104,7 +104,7 @@ fn deviation(values: &[f64], mean: f64) -> Option<f64> {
     Some((squares / (values.len() - 1) as f64).sqrt())
 }
 
-/// The 97.5 % quantile of Student's t distribution with `freedom` degrees of freedom (at least 1), by bisection.
+/// The 97.5% quantile of Student's t distribution with `freedom` degrees of freedom (at least 1), by bisection.
 pub fn t_quantile_975(freedom: u64) -> f64 {
     // The largest quantile is 12.706, at one degree of freedom.
     let (mut low, mut high) = (0.0, 13.0);

@@ -56,7 +56,7 @@ pub(crate) fn results(summary: &Summary) -> Table {
             number(domain.student_perplexity_before, 2),
             number(domain.student_perplexity_after, 2),
             number(domain.teacher_perplexity, 2),
-            format!("{:.1} %", 100.0 * domain.token_share),
+            format!("{:.1}%", 100.0 * domain.token_share),
         ]
     };
     let mut table = Table::new(header).with(summary.domains.iter().map(of_domain));
@@ -74,13 +74,13 @@ pub(crate) fn saved(computed: f64, head: f64, saved: f64) -> String {
     }
     let share = 100.0 * saved / (computed - head + saved);
     format!(
-        "the teacher's cache saved {saved:.3e} FLOPs, {share:.1} % of the teacher's without the LM head"
+        "the teacher's cache saved {saved:.3e} FLOPs, {share:.1}% of the teacher's without the LM head"
     )
 }
 
 /// Totals and where the time went, one line each.
 pub(crate) fn facts(summary: &Summary) -> Vec<String> {
-    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    let percent = |share: f64| format!("{:.2}%", 100.0 * share);
     let (teacher, student) = (summary.teacher_flops, summary.student_flops);
     let evaluation = summary.evaluation_flops;
     let mut facts = vec![
@@ -146,7 +146,7 @@ fn steering(summary: &Summary) -> String {
         return String::new();
     }
     format!(
-        "the student's evaluations that set mixtures cost {:.2} % of the FLOPs of training",
+        "the student's evaluations that set mixtures cost {:.2}% of the FLOPs of training",
         100.0 * summary.mixture_flops_share
     )
 }
@@ -155,7 +155,7 @@ fn steering(summary: &Summary) -> String {
 /// while a program beside DDK uses the cores.
 fn overlap(overlap: f64) -> String {
     let meaning = if overlap < 0.995 {
-        "below 1: at times, neither model was busy"
+        "below 1: at times, neither model computed, for example while other programs used the cores"
     } else {
         "1: in turn, 2: in parallel"
     };

@@ -163,7 +163,7 @@ fn the_evaluation_of_the_teacher_is_no_cost_of_the_method_that_ran_first() {
     let (kd, ddk) = (row("| kd |"), row("| ddk |"));
     assert_eq!((kd[4], ddk[4]), ("1.000e11", "3.000e11"));
     // 2e11 more than 2.5e13 + 1.4e13 + 1e11.
-    assert_eq!((kd[5], ddk[5]), ("+0.00 %", "+0.51 %"));
+    assert_eq!((kd[5], ddk[5]), ("+0.00%", "+0.51%"));
 }
 
 #[test]
@@ -181,6 +181,29 @@ fn the_best_is_marked_only_where_the_interval_excludes_zero() {
     assert!(!prose.excludes_zero());
     assert!(kd.best_in.is_empty() && kd.difference("kd", "mean_gap").is_none());
     assert_eq!(ddk.worst_domain, "math");
+}
+
+#[test]
+fn a_terminal_shows_the_measures_without_marks() {
+    let text = comparison(&runs(), None).brief();
+    let mut lines = text.lines();
+    let header = lines.find(|line| line.starts_with("method")).unwrap();
+    assert!(header.contains("mean gap") && header.contains("worst domain's gap"));
+    assert_eq!(lines.count(), 3, "{text}");
+    assert!(!text.contains("**") && !text.contains('|'), "{text}");
+    // The best is marked, and the columns stay in line.
+    let column = header.find("worst domain's gap").unwrap();
+    for line in text.lines().rev().take(3) {
+        let (before, cell) = line
+            .char_indices()
+            .nth(column)
+            .map_or(("", ""), |(at, _)| line.split_at(at));
+        assert!(
+            before.ends_with(' ') && cell.starts_with(|first: char| first.is_ascii_digit()),
+            "{text}"
+        );
+        assert_eq!(line.contains('*'), line.starts_with("ddk"), "{text}");
+    }
 }
 
 #[test]

@@ -37,7 +37,7 @@ use self::{
     scalars::{Mean, ScalarSeries},
 };
 use crate::{
-    PhaseSeconds, RunFolder, read,
+    OVERRIDES, PhaseSeconds, RunFolder, read,
     records::{EventKind, EventLine, StepRecord, Summary, seconds_since_1970},
 };
 
@@ -58,6 +58,8 @@ pub struct RunView {
     texts: Part<Texts>,
     limits: Option<Limits>,
     about: Vec<Fact>,
+    /// Length of `overrides.jsonl` when `about` was read.
+    overrides_length: Option<u64>,
     summary: Option<Summary>,
     stages: BTreeMap<PathBuf, Self>,
     /// The times of the last refreshes, and the step at each.
@@ -102,6 +104,7 @@ impl RunView {
             texts: Part::of(folder, "texts.jsonl"),
             limits: None,
             about: Vec::new(),
+            overrides_length: None,
             summary: None,
             stages: BTreeMap::new(),
             looks: VecDeque::new(),
@@ -128,6 +131,12 @@ impl RunView {
             self.limits = Limits::read(&self.folder)
                 .map_err(|problem| self.problems.push(format!("config.toml: {problem}")))
                 .ok();
+            self.about = about::read(&self.folder);
+        }
+        let overrides = fs::metadata(self.folder.join(OVERRIDES)).ok();
+        let length = overrides.map(|overrides| overrides.len());
+        if length != self.overrides_length {
+            self.overrides_length = length;
             self.about = about::read(&self.folder);
         }
         self.refresh_stages();

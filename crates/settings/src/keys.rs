@@ -135,10 +135,11 @@ impl Key {
         }
         match self.bounds {
             [Some(min), Some(max), _, _] => format!("{min} to {max}"),
-            [Some(min), _, _, Some(under)] => format!("{min} or more and under {under}"),
+            [Some(min), _, _, Some(under)] => format!("{min} or more and less than {under}"),
             [Some(min), ..] => format!("{min} or more"),
-            [_, Some(max), Some(over), _] => format!("over {over} and at most {max}"),
-            [_, _, Some(over), _] => format!("a number over {over}"),
+            [_, Some(max), Some(over), _] => format!("greater than {over} and at most {max}"),
+            [_, _, Some(0.0), _] => "a positive number".to_owned(),
+            [_, _, Some(over), _] => format!("a number greater than {over}"),
             _ => String::new(),
         }
     }

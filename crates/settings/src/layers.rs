@@ -79,6 +79,11 @@ pub fn load(
         let name = path.display().to_string();
         let text = fs::read_to_string(path);
         let text = text.map_err(|error| Error::one(&name, format!("cannot be read: {error}")));
+        let ending = path.extension().and_then(|ending| ending.to_str());
+        let text = match ending {
+            Some("yaml" | "yml" | "json") if text.is_ok() => Err(Error::one(&name, NOT_TOML)),
+            _ => text,
+        };
         add(text.and_then(|text| Layer::read(&text, name, true)));
     }
     let environment = environment.into_iter();
@@ -95,6 +100,10 @@ pub fn load(
     Error::unless_none(problems)?;
     merge(layers)
 }
+
+/// The error of a file of another format.
+const NOT_TOML: &str = "DDK reads TOML: `ddk init` writes a configuration, and docs/from-trl.md translates the keys \
+                        of other trainers";
 
 /// Checks the names and types in a file's text, but no bounds or rules.
 pub(crate) fn check_names(text: &str, name: &str) -> Result<(), Error> {

@@ -262,7 +262,7 @@ fn convert(pattern: &str, item: &mut Item) -> Result<(), String> {
             let number = value.as_float();
             let number = number.or_else(|| value.as_integer().map(|number| number as f64));
             let Some(ratio) = number.filter(|ratio| *ratio > 0.0) else {
-                return Err(format!("is {shown}, expected a number over 0"));
+                return Err(format!("is {shown}, expected a positive number"));
             };
             replace_value(value, ratio.ln().into());
         }

@@ -251,7 +251,7 @@ pub struct Objective {
     /// `jsd`: weight of the teacher in the mixture distribution M (docs/methods.md).
     #[default = 0.5]
     #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
-    #[schemars(extend("x-expected" = "over 0 and under 1 (at both ends the divergence is 0 everywhere)"))]
+    #[schemars(extend("x-expected" = "greater than 0 and less than 1 (at both ends the divergence is 0 everywhere)"))]
     pub beta: f64,
     /// `skew_kl` and `skew_reverse_kl`: weight a in KL(P ‖ a P + (1 - a) Q).
     #[default = 0.1]

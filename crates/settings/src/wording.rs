@@ -62,7 +62,7 @@ mod tests {
             (
                 "invalid type: string \"fast\", expected f64",
                 "optimizer.lr",
-                "found the string \"fast\", expected a number over 0",
+                "found the string \"fast\", expected a positive number",
             ),
             (
                 "invalid type: integer `1`, expected a boolean",

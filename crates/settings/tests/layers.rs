@@ -310,7 +310,7 @@ fn settings_take_other_values_of_some_keys_and_keep_the_rest() {
     let error = before.with(&wrong).unwrap_err().to_string();
     assert_eq!(
         error,
-        "optimizer.lr=-1: `optimizer.lr` is -1, expected a number over 0"
+        "optimizer.lr=-1: `optimizer.lr` is -1, expected a positive number"
     );
 }
 

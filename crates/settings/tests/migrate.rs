@@ -129,7 +129,7 @@ fn what_cannot_be_migrated_is_named() {
     let lanes = error("teacher.lanes = 0\nrun.stop_ratio = \"low\"\n");
     assert_snapshot!(lanes, @r#"
     my.toml: `teacher.lanes` is 0, expected 1 to 64
-    my.toml: `run.stop_ratio` is "low", expected a number over 0
+    my.toml: `run.stop_ratio` is "low", expected a positive number
     "#);
     let leftover = error("[batch]\nrows = 8\ncolumns = 2\n");
     assert_snapshot!(leftover, @"my.toml: unknown field `batch.columns`: it is no earlier name either, remove it");

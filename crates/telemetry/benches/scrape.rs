@@ -104,7 +104,7 @@ fn main() {
         cost * 1e3
     );
     println!(
-        "share of a run's time, with steps of {STEP_SECONDS} s: {:.4} %",
+        "share of a run's time, with steps of {STEP_SECONDS} s: {:.4}%",
         100.0 * share
     );
     assert!(half < 5e-3, "a scrape takes 5 ms or more");

@@ -176,7 +176,7 @@ declare! {
         slower device: heat, or a neighbor.";
     MODEL_UTILIZATION: GaugeOf Gauge "ddk_model_utilization_ratio" Ratio [model = student | teacher]
         "Share of the last step in which the model was computing, excluding evaluations."
-        => Throughput Lines "Utilization by model" "The slower model should be near 100 %. If neither is, look at the \
+        => Throughput Lines "Utilization by model" "The slower model should be near 100%. If neither is, look at the \
         waits below.";
 
     SERVER_SECONDS: HistogramOf Histogram "ddk_teacher_server_request_seconds" Seconds [server]
@@ -225,7 +225,7 @@ declare! {
         "Total GPU memory (NVML).";
     DEVICE_UTILIZATION: SampledOf Gauge "ddk_device_utilization_ratio" Ratio [device]
         "Share of NVML's last sampling period in which the GPU ran a kernel."
-        => Machine Lines "GPU utilization" "Near 100 % on the slower model's GPU. Empty without a GPU.";
+        => Machine Lines "GPU utilization" "Near 100% on the slower model's GPU. Empty without a GPU.";
 }
 
 /// Metrics, or values of their labels, that only some runs have, and when.

@@ -110,14 +110,14 @@ mod tests {
         let first = meter.at(0, 480);
         assert_eq!(
             first.to_string(),
-            "first evaluation of the student: 0 of 480 documents, 0 %, 0 s elapsed"
+            "first evaluation of the student: 0 of 480 documents, 0%, 0 s elapsed"
         );
         seconds.store(30, Ordering::Relaxed);
         let quarter = meter.at(120, 480);
         assert_eq!(quarter.seconds_left, Some(90.0));
         assert_eq!(
             quarter.to_string(),
-            "first evaluation of the student: 120 of 480 documents, 25 %, 30 s elapsed, about 1 min 30 s left"
+            "first evaluation of the student: 120 of 480 documents, 25%, 30 s elapsed, about 1 min 30 s left"
         );
         assert_eq!(shown(), Some(quarter));
         // Time passes while a batch is computed, and its estimate never reaches 0 before the phase ends.

@@ -4,7 +4,7 @@
 /// starts.
 ///
 /// A step allocates and frees the same large tensors over and over. By default, glibc returns them each time, and
-/// the page faults for getting them back cost 5 to 15 % of a forward pass (docs/performance.md). Tensors of 32 MiB
+/// the page faults for getting them back cost 5 to 15% of a forward pass (docs/performance.md). Tensors of 32 MiB
 /// and more are still returned. Without glibc, this does nothing.
 pub fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]

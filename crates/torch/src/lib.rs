@@ -1,7 +1,7 @@
 //! The layer between DDK and libtorch: devices ([`parse_device`], [`to_device`]), the thread and device of a worker
 //! ([`ComputeContext`]), the allocator ([`keep_freed_memory`]), the numbers of a tensor as a slice
 //! ([`as_slice_mut`]), operations with their own backward pass ([`attach`]), the kernels that MKL uses
-//! ([`mkl_kernels`]), and errors by cause ([`TorchError`]).
+//! ([`mkl_kernels`]), the CUDA kernels of DDK ([`launch`]), and errors by cause ([`TorchError`]).
 //!
 //! ```
 //! assert_eq!(ddk_torch::parse_device("cpu").unwrap(), tch::Device::Cpu);
@@ -14,6 +14,7 @@ mod determinism;
 mod device;
 mod dispatch;
 mod error;
+mod kernels;
 mod mkl;
 mod node;
 mod numbers;
@@ -26,6 +27,7 @@ pub use context::{ComputeContext, TimeSlice, threads};
 pub use determinism::{VERSION, make_deterministic, prepare_cublas};
 pub use device::{DeviceError, gpu_uuid, parse_device, test_device, to_device};
 pub use error::TorchError;
+pub use kernels::{are_near, has_kernels, launch, with_kernels};
 pub use mkl::mkl_kernels;
 pub use node::{attach, needs_gradient};
 pub use numbers::{are_apart, as_slice, as_slice_mut};

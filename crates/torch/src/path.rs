@@ -1,5 +1,5 @@
-//! Chooses the code path: the kernels of `ddk-kernel` on the CPU, or libtorch's operations on GPUs, in shapes that
-//! suit GPUs.
+//! Chooses the code path: the kernels of `ddk-kernel` on the CPU, or those of `ddk-cuda` and libtorch's operations on
+//! GPUs, in shapes that suit GPUs.
 
 use std::{cell::Cell, sync::OnceLock};
 
@@ -16,8 +16,8 @@ thread_local! {
     static FORCED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether work on `device` takes the GPU path: losses, norms, AdamW, and frozen layers use libtorch's operations,
-/// and sizes are padded to multiples of [`TILE`].
+/// Whether work on `device` takes the GPU path: it uses the kernels of `ddk-cuda` or libtorch's operations, not those
+/// of `ddk-kernel`, and sizes are padded to multiples of [`TILE`].
 pub fn takes_gpu_path(device: Device) -> bool {
     device != Device::Cpu || FORCED.get() || is_switched_on()
 }

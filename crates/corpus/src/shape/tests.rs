@@ -117,7 +117,7 @@ fn conversations_and_ids_are_recognized_by_their_form() {
     assert_eq!(shape(&[record]), Ok(Shape::Messages("zchosen".to_owned())));
     let reason = shape(&[json!({ "prompt": asked, "other": 1 })]).unwrap_err();
     assert!(
-        reason.contains("`prompt` have no message of the assistant"),
+        reason.contains("`prompt` have no assistant message"),
         "{reason}"
     );
     // A list of other objects is no conversation.

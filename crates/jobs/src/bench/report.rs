@@ -72,7 +72,7 @@ impl Measured {
         let mut line = |name: String, part: &Part, rate: f64| {
             let speed = part.operations / part.seconds;
             let shares = [speed / rate, part.products / part.seconds];
-            let shares = shares.map(|share| format!("{:.0} %", 100.0 * share));
+            let shares = shares.map(|share| format!("{:.0}%", 100.0 * share));
             let mut cells = vec![name, format!("{:.4}", part.seconds)];
             if part.operations > 0.0 {
                 cells.push(format!("{:.0}", speed / 1e9));
@@ -94,7 +94,7 @@ impl Measured {
         let products: f64 = both().map(|part| part.products).sum();
         writeln!(
             out,
-            "products: matrix products of these shapes alone, {products:.4} s of {seconds:.4} s: {:.0} %",
+            "products: matrix products of these shapes alone, {products:.4} s of {seconds:.4} s: {:.0}%",
             100.0 * products / seconds
         )?;
         let of_teacher = self.teacher_rate.map_or(String::new(), |rate| {
@@ -107,7 +107,7 @@ impl Measured {
         )?;
         writeln!(
             out,
-            "one after the other {:.0} tokens/s; overlapped {:.0} tokens/s ({:.2} x), the student waits {:.0} % \
+            "one after the other {:.0} tokens/s; overlapped {:.0} tokens/s ({:.2} x), the student waits {:.0}% \
              of the time",
             self.tokens_per_second * self.overlapped_seconds / seconds,
             self.tokens_per_second,

@@ -241,7 +241,7 @@ fn report(settings: &Settings, times: &Times, ranks: u64, found: &mut Findings<'
         all += number as f64 * student + teacher;
     } else {
         without.push(format!(
-            "{}, whose length is known after `ddk prepare`",
+            "{} (estimated after `ddk prepare`)",
             counted(number, "evaluation")
         ));
     }

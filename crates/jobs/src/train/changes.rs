@@ -130,11 +130,22 @@ pub(super) fn not_yet(reloads: bool, runtime: &Runtime) -> Result<JoinSet<()>> {
     Ok(answers)
 }
 
-/// What to do instead of resuming the run in this folder with other settings.
-pub(super) fn advice(folder: &Path) -> String {
+/// What to do instead of resuming the run in this folder with other settings, which have these `changes`.
+pub(super) fn advice(folder: &Path, now: &Settings, changes: &[Change]) -> String {
     let done = ddk_run::read::summary(folder).map(|summary| summary.steps);
+    let is_lower =
+        |change: &Change| change.key.may_grow && change.values.iter().all(Option::is_some);
+    if done.is_err() && !changes.is_empty() && changes.iter().all(is_lower) {
+        return format!(
+            "a limit of a started run can only be raised; to end this run earlier, resume it with its own limit, and \
+             stop it with Ctrl-C or `ddk ctl {} stop`",
+            folder.display()
+        );
+    }
     // A fork of a finished run needs more steps.
+    let enough = |steps: &u64| now.run.max_steps.is_some_and(|most| most > *steps);
     let (purpose, more) = match done {
+        Ok(steps) if enough(&steps) => ("print its result", String::new()),
         Ok(steps) => (
             "print its result",
             format!(" --set run.max_steps={}", 2 * steps),

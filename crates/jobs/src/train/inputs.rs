@@ -244,7 +244,7 @@ impl Inputs {
         Err(anyhow!(
             "{shown} contains a different run: the {what} changed since it started (hash {then} then, {now} now)"
         ))
-        .hint(changes::advice(folder.path()))
+        .hint(changes::advice(folder.path(), settings, &[]))
         .usage()
     }
 
@@ -328,7 +328,7 @@ fn of_evaluation(settings: &Settings) -> String {
 }
 
 /// Fails if these settings would change the results of the run in this folder.
-pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
+pub(crate) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
     let then = config::of_run(folder)?;
     let mut now = settings.clone();
     threads::adopt(&mut now, &then);
@@ -341,11 +341,11 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
         return Ok(());
     }
     Err(anyhow!(
-        "{} contains a different run: {}",
+        "the run in {} was started with other settings: {}",
         folder.display(),
         changes::in_words(&changes)
     ))
-    .hint(changes::advice(folder))
+    .hint(changes::advice(folder, settings, &changes))
     .usage()
 }
 
@@ -359,12 +359,12 @@ pub(super) fn same_rates(folder: &Path, settings: &Settings) -> Result<()> {
     }
     let shown = folder.display();
     Err(anyhow!("{shown} contains a finished run: {in_words}"))
-        .hint(changes::advice(folder))
+        .hint(changes::advice(folder, settings, &[]))
         .usage()
 }
 
 /// Returns whether these settings extend the run in this folder.
-pub(super) fn extends(folder: &Path, settings: &Settings) -> Result<bool> {
+pub(crate) fn extends(folder: &Path, settings: &Settings) -> Result<bool> {
     Ok(diff(&config::of_run(folder)?, settings)?
         .iter()
         .any(Change::grows))

@@ -108,15 +108,16 @@ impl Session {
         };
         // The processes on a machine have neighboring ports.
         let place = ranks.as_ref().map_or(0, |ranks| ranks.place());
-        let server = if serves {
-            serve(settings, site, place)?.map(Arc::new)
+        let (server, announcement) = if serves {
+            let (server, warning) = serve(settings, site, place)?;
+            let page = server.as_ref().filter(|_| leads).map(|server| {
+                let address = server.address();
+                format!("live page: http://{address}/, metrics: http://{address}/metrics")
+            });
+            (server.map(Arc::new), page.or(warning))
         } else {
-            None
+            (None, None)
         };
-        let announcement = server.as_ref().filter(|_| leads).map(|server| {
-            let address = server.address();
-            format!("live page: http://{address}/, metrics: http://{address}/metrics")
-        });
         let context = runtime.enter();
         systemd::watch(Arc::clone(&board));
         let (watched, of_server) = (Arc::clone(&board), server.clone());
@@ -141,7 +142,8 @@ impl Session {
         })
     }
 
-    /// Says where the live page is, unless it was said. Call it once the settings have proved usable.
+    /// Says where the live page is, or why there is none, unless it was said. Call it once the settings have proved
+    /// usable.
     pub(super) fn announce(&self) {
         if let Some(announcement) = self.announcement.lock().take() {
             say(&announcement);
@@ -166,12 +168,16 @@ impl Session {
     }
 }
 
-/// Starts the server of the live page and the metrics. If the port is in use, prints a warning, or fails if
+/// Starts the server of the live page and the metrics. If the port is in use, returns a warning instead, or fails if
 /// `telemetry.required` is set.
-fn serve(settings: &Settings, mut site: Site, place: usize) -> Result<Option<Server>> {
+fn serve(
+    settings: &Settings,
+    mut site: Site,
+    place: usize,
+) -> Result<(Option<Server>, Option<String>)> {
     let telemetry = &settings.telemetry;
     if !telemetry.enabled {
-        return Ok(None);
+        return Ok((None, None));
     }
     let mut address: SocketAddr = telemetry.listen.parse().context("telemetry.listen")?;
     if address.port() > 0 {
@@ -182,13 +188,13 @@ fn serve(settings: &Settings, mut site: Site, place: usize) -> Result<Option<Ser
     let token = telemetry.token.as_ref().map(secret).transpose()?;
     site.token = token.map(str::to_owned);
     match ddk_telemetry::serve(address, site) {
-        Ok(server) => Ok(Some(server)),
+        Ok(server) => Ok((Some(server), None)),
         Err(error @ ServeError::PortInUse(_)) if !telemetry.required => {
-            say(&format!(
+            let warning = format!(
                 "warning: {error}; continuing without the live page and metrics. What {address} shows is not this \
                  run; choose another port with telemetry.listen"
-            ));
-            Ok(None)
+            );
+            Ok((None, Some(warning)))
         }
         Err(error) => {
             Err(error).hint("choose another telemetry.listen, or set telemetry.enabled = false")

@@ -244,9 +244,11 @@ impl Assembly {
         let undone = printer.begin(step, totals, &mixtures);
         metrics::REWOUND_STEPS.with(&[]).increment(undone);
         let at_start = config::of_run(folder.path())?;
+        let mut is_edited = false;
         if is_first {
             let (set, in_words) = changes::edited(&at_start, settings, &self.overrides)?;
-            if !set.is_empty() {
+            is_edited = !set.is_empty();
+            if is_edited {
                 say(&format!("from step {} on: {in_words}", step + 1));
                 self.overrides.append(Override {
                     step: step + 1,
@@ -258,7 +260,18 @@ impl Assembly {
             }
         }
         let live = changes::of_start(&recovered, &at_start)?;
-        let live = live.with(&self.overrides.up_to(step + 1))?;
+        let changed = self.overrides.up_to(step + 1);
+        if is_first && !is_edited && !changed.is_empty() {
+            let values = changed
+                .iter()
+                .map(|(key, value)| format!("{key} = {value}"));
+            let values: Vec<String> = values.collect();
+            say(&format!(
+                "changed since the run started: {}",
+                values.join(", ")
+            ));
+        }
+        let live = live.with(&changed)?;
         prepared.plan.live.set(live);
         let kind = match step {
             0 => EventKind::Started,

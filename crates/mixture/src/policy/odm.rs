@@ -34,7 +34,7 @@ fn exploration(domains: usize, turn: u64) -> f64 {
 }
 
 impl Odm {
-    /// `smoothing` is the fraction of a domain's estimated reward that an update keeps: 0 or more and under 1.
+    /// `smoothing` is the fraction of a domain's estimated reward that an update keeps: 0 or more and less than 1.
     pub fn new(smoothing: f64) -> Self {
         Self {
             smoothing,

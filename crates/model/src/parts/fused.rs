@@ -1,15 +1,13 @@
-//! Runs the operations between matmuls with the one-pass kernels of `ddk-kernel`, in fp32 on the CPU, and records their
-//! backward passes. Each function returns `None` if it cannot handle its inputs: another device or dtype, shapes or
-//! layouts that do not fit, or the GPU path. The caller then uses autograd and libtorch's operations, whose errors say
-//! what is wrong.
+//! Runs the operations between matmuls with one-pass kernels, and records their backward passes. Each function returns
+//! `None` if no kernel can handle its inputs: another device or dtype, shapes or layouts that do not fit, or the GPU
+//! path without kernels. The caller then uses autograd and libtorch's operations, whose errors say what is wrong.
 //!
 //! Whether a gradient is needed changes no bit of the results, so a recomputation for a backward pass repeats them.
 
-use ddk_kernel::NormInputs;
-use ddk_torch::{as_slice, as_slice_mut, attach, needs_gradient, threads};
+use ddk_torch::{attach, needs_gradient};
 use tch::{TchError, Tensor};
 
-use super::Tables;
+use super::{Tables, kernels::Kernels};
 
 /// Computes the root mean square norm of the last dimension.
 ///
@@ -20,26 +18,21 @@ pub(super) unsafe fn rms_norm(
     weight: &Tensor,
     eps: f64,
 ) -> Result<Option<Tensor>, TchError> {
-    if !is_norm(x, weight) {
-        return Ok(None);
-    }
-    let mut out = empty_like(x)?;
-    // SAFETY: the caller promises that no thread writes to the inputs. The output is new, so it has no other
-    // handle.
-    let slices = unsafe { (as_slice(x), as_slice(weight), as_slice_mut(&mut out)) };
-    let (Some(of_x), Some(of_weight), Some(normed)) = slices else {
+    let Some(kernels) = Kernels::of(&[x, weight]).filter(|_| is_norm(x, weight)) else {
         return Ok(None);
     };
-    ddk_kernel::rms_norm(of_x, of_weight, eps as f32, normed, threads());
+    let mut out = empty_like(x)?;
+    // SAFETY: the caller promises that no thread writes to the inputs. The output is new, so it has no other handle.
+    unsafe { kernels.norm(x, None, weight, eps, &mut out)? };
     if needs_gradient(&[x, weight]) {
         let saved = [x.detach(), weight.detach()];
         attach(&[&out], &[x, weight], move |gradients| {
-            let [x, weight] = &saved;
             let [normed] = &gradients[..] else {
                 return Ok(vec![None, None]);
             };
             // SAFETY: the caller of the forward pass promises it.
-            let [x, weight] = unsafe { norm_backward([x, weight], eps, normed.as_ref(), None)? };
+            let [x, weight] =
+                unsafe { norm_backward(kernels, saved.each_ref(), eps, normed.as_ref(), None)? };
             Ok(vec![x, weight])
         })?;
     }
@@ -55,32 +48,24 @@ pub(super) unsafe fn add_rms_norm(
     weight: &Tensor,
     eps: f64,
 ) -> Result<Option<[Tensor; 2]>, TchError> {
-    if !is_norm(x, weight) || x.size() != added.size() {
-        return Ok(None);
-    }
-    let (mut sum, mut out) = (empty_like(x)?, empty_like(x)?);
-    // SAFETY: as above.
-    let inputs = unsafe { (as_slice(x), as_slice(added), as_slice(weight)) };
-    // SAFETY: the outputs are new, so they have no other handles.
-    let outputs = unsafe { (as_slice_mut(&mut sum), as_slice_mut(&mut out)) };
-    let ((Some(of_x), Some(of_added), Some(of_weight)), (Some(of_sum), Some(normed))) =
-        (inputs, outputs)
-    else {
+    let fits = is_norm(x, weight) && x.size() == added.size();
+    let Some(kernels) = Kernels::of(&[x, added, weight]).filter(|_| fits) else {
         return Ok(None);
     };
-    let both = [of_x, of_added];
-    ddk_kernel::add_rms_norm(both, of_weight, eps as f32, of_sum, normed, threads());
+    let (mut sum, mut out) = (empty_like(x)?, empty_like(x)?);
+    // SAFETY: as above.
+    unsafe { kernels.norm(x, Some((added, &mut sum)), weight, eps, &mut out)? };
     if needs_gradient(&[x, added, weight]) {
         // The sum is detached, because a node that holds its own output is never freed.
         let saved = [sum.detach(), weight.detach()];
         attach(&[&sum, &out], &[x, added, weight], move |gradients| {
-            let [sum, weight] = &saved;
             let [of_sum, normed] = &gradients[..] else {
                 return Ok(vec![None, None, None]);
             };
+            let (normed, of_sum) = (normed.as_ref(), of_sum.as_ref());
             // SAFETY: the caller of the forward pass promises it.
             let [x, weight] =
-                unsafe { norm_backward([sum, weight], eps, normed.as_ref(), of_sum.as_ref())? };
+                unsafe { norm_backward(kernels, saved.each_ref(), eps, normed, of_sum)? };
             let added = x.as_ref().map(Tensor::shallow_clone);
             Ok(vec![x, added, weight])
         })?;
@@ -93,6 +78,7 @@ pub(super) unsafe fn add_rms_norm(
 /// # Safety
 /// No thread may write to the storage of any of the tensors during the call.
 unsafe fn norm_backward(
+    kernels: Kernels,
     [x, weight]: [&Tensor; 2],
     eps: f64,
     gradient: Option<&Tensor>,
@@ -104,29 +90,10 @@ unsafe fn norm_backward(
     let gradient = gradient.f_contiguous()?;
     let residual = residual.map(Tensor::f_contiguous).transpose()?;
     let (mut of_x, mut of_weight) = (empty_like(x)?, empty_like(weight)?);
-    // SAFETY: the caller promises that no thread writes to the inputs.
-    let inputs = unsafe { (as_slice(x), as_slice(weight), as_slice(&gradient)) };
-    // SAFETY: as above.
-    let residual = residual
-        .as_ref()
-        .map(|residual| unsafe { as_slice(residual) });
-    // SAFETY: the outputs are new, so they have no other handles.
-    let outputs = unsafe { (as_slice_mut(&mut of_x), as_slice_mut(&mut of_weight)) };
-    let ((Some(x), Some(weight), Some(gradient)), (Some(x_gradient), Some(weight_gradient))) =
-        (inputs, outputs)
-    else {
-        return Err(unexpected());
-    };
-    let inputs = NormInputs {
-        x,
-        weight,
-        eps: eps as f32,
-        gradient,
-        residual: residual
-            .map(|residual| residual.ok_or_else(unexpected))
-            .transpose()?,
-    };
-    ddk_kernel::rms_norm_backward(&inputs, x_gradient, weight_gradient, threads());
+    let (inputs, outputs) = ([x, weight, &gradient], [&mut of_x, &mut of_weight]);
+    // SAFETY: the caller promises that no thread writes to the inputs. The outputs are new, so they have no other
+    // handles.
+    unsafe { kernels.norm_backward(inputs, residual.as_ref(), eps, outputs)? };
     Ok([Some(of_x), Some(of_weight)])
 }
 
@@ -135,16 +102,13 @@ unsafe fn norm_backward(
 /// # Safety
 /// No thread may write to the storage of `gate` or `up` during the call, or before the backward pass.
 pub(super) unsafe fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Option<Tensor>, TchError> {
-    if gate.size() != up.size() {
-        return Ok(None);
-    }
-    let mut out = empty_like(gate)?;
-    // SAFETY: the caller promises that no thread writes to the inputs. The output is new.
-    let slices = unsafe { (as_slice(gate), as_slice(up), as_slice_mut(&mut out)) };
-    let (Some(of_gate), Some(of_up), Some(product)) = slices else {
+    let fits = gate.size() == up.size();
+    let Some(kernels) = Kernels::of(&[gate, up]).filter(|_| fits) else {
         return Ok(None);
     };
-    ddk_kernel::silu_mul(of_gate, of_up, product, threads());
+    let mut out = empty_like(gate)?;
+    // SAFETY: the caller promises that no thread writes to the inputs. The output is new.
+    unsafe { kernels.silu_mul([gate, up], &mut out)? };
     if needs_gradient(&[gate, up]) {
         let saved = [gate.detach(), up.detach()];
         attach(&[&out], &[gate, up], move |gradients| {
@@ -154,17 +118,9 @@ pub(super) unsafe fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Option<Tenso
             };
             let gradient = gradient.f_contiguous()?;
             let (mut of_gate, mut of_up) = (empty_like(gate)?, empty_like(up)?);
-            // SAFETY: the caller of the forward pass promises that no thread writes to the inputs.
-            let inputs = unsafe { (as_slice(gate), as_slice(up), as_slice(&gradient)) };
-            // SAFETY: the outputs are new, so they have no other handles.
-            let outputs = unsafe { (as_slice_mut(&mut of_gate), as_slice_mut(&mut of_up)) };
-            let ((Some(gate), Some(up), Some(gradient)), (Some(gate_gradient), Some(up_gradient))) =
-                (inputs, outputs)
-            else {
-                return Err(unexpected());
-            };
-            let inputs = [gate, up, gradient];
-            ddk_kernel::silu_mul_backward(inputs, gate_gradient, up_gradient, threads());
+            let (inputs, outputs) = ([gate, up, &gradient], [&mut of_gate, &mut of_up]);
+            // SAFETY: the caller of the forward pass promises that no thread writes to the inputs. The outputs are new.
+            unsafe { kernels.silu_mul_backward(inputs, outputs)? };
             Ok(vec![Some(of_gate), Some(of_up)])
         })?;
     }
@@ -177,7 +133,7 @@ pub(super) unsafe fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Option<Tenso
 /// Nothing else may use the storage of `x` during the call, and no thread may write to that of the tables.
 pub(super) unsafe fn rotate(x: &Tensor, tables: &Tables) -> Result<Option<Tensor>, TchError> {
     let (cos, sin) = tables;
-    let &[_, heads, time, width] = &x.size()[..] else {
+    let &[_, _, time, width] = &x.size()[..] else {
         return Ok(None);
     };
     let fits = |table: &Tensor| table.size() == [time, width];
@@ -185,9 +141,9 @@ pub(super) unsafe fn rotate(x: &Tensor, tables: &Tables) -> Result<Option<Tensor
         return Ok(None);
     }
     let by_position = x.f_transpose(1, 2)?;
-    if !by_position.is_contiguous() {
+    let Some(kernels) = Kernels::of(&[&by_position, cos, sin]) else {
         return Ok(None);
-    }
+    };
     let is_recorded = needs_gradient(&[x]);
     let mut out = by_position.f_detach()?;
     if is_recorded {
@@ -197,14 +153,9 @@ pub(super) unsafe fn rotate(x: &Tensor, tables: &Tables) -> Result<Option<Tensor
     }
     // SAFETY: the output is a copy, or nothing else uses its storage. The tables are only read, and they are tensors of
     // their own.
-    let slices = unsafe { (as_slice_mut(&mut out), as_slice(cos), as_slice(sin)) };
-    let (Some(turned), Some(of_cos), Some(of_sin)) = slices else {
-        return Ok(None);
-    };
-    let (heads, width) = (heads as usize, width as usize);
-    ddk_kernel::rotate(turned, heads, of_cos, of_sin, width, threads());
+    unsafe { kernels.rotate(&mut out, tables)? };
     if is_recorded {
-        let saved = [cos.detach(), sin.detach()];
+        let saved = (cos.detach(), sin.detach());
         attach(&[&out], &[&by_position], move |gradients| {
             let Some(Some(gradient)) = gradients.first() else {
                 return Ok(vec![None]);
@@ -212,14 +163,7 @@ pub(super) unsafe fn rotate(x: &Tensor, tables: &Tables) -> Result<Option<Tensor
             let gradient = gradient.f_contiguous()?;
             let mut out = empty_like(&gradient)?;
             // SAFETY: tables are written once, when they are created. The output is new.
-            let slices = unsafe {
-                let tables = (as_slice(&saved[0]), as_slice(&saved[1]));
-                (as_slice(&gradient), tables, as_slice_mut(&mut out))
-            };
-            let (Some(gradient), (Some(cos), Some(sin)), Some(turned)) = slices else {
-                return Err(unexpected());
-            };
-            ddk_kernel::rotate_backward(gradient, heads, [cos, sin], width, turned, threads());
+            unsafe { kernels.rotate_backward(&gradient, &saved, &mut out)? };
             Ok(vec![Some(out)])
         })?;
     }
@@ -234,11 +178,6 @@ fn is_norm(x: &Tensor, weight: &Tensor) -> bool {
 /// Returns a contiguous tensor outside of the graph.
 fn empty_like(tensor: &Tensor) -> Result<Tensor, TchError> {
     Tensor::f_empty(tensor.size(), (tensor.kind(), tensor.device()))
-}
-
-/// A gradient has the dtype and the device of its tensor, so this does not happen.
-fn unexpected() -> TchError {
-    TchError::Torch("a gradient of another dtype or device".to_owned())
 }
 
 #[cfg(test)]

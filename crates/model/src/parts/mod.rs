@@ -4,7 +4,9 @@
 
 mod attention;
 mod cast;
+mod check;
 mod fused;
+mod kernels;
 mod linear;
 mod mlp;
 mod norm;

@@ -37,7 +37,7 @@ pub struct Primary {
     pub p: Option<f64>,
     /// The p-value after Holm's correction over the claims of this comparison.
     pub p_holm: Option<f64>,
-    /// Whether the claim holds at 95 %, corrected.
+    /// Whether the claim holds at 95%, corrected.
     pub holds: bool,
 }
 

@@ -31,6 +31,19 @@ pub(super) fn blocks(comparison: &Comparison) -> Vec<Block> {
     blocks
 }
 
+/// The tables of claims and measures. A star stands for bold.
+pub(super) fn brief(comparison: &Comparison) -> String {
+    let of_group = |group: &Group| {
+        let title = group.swept.iter().map(|swept| format!("{swept}\n"));
+        let claims = (!group.primary.is_empty()).then(|| primary(group));
+        let tables = claims.into_iter().chain([measures(group)]);
+        let tables: Vec<String> = tables.map(|table| table.plain().to_string()).collect();
+        title.chain([tables.join("\n")]).collect::<String>()
+    };
+    let groups: Vec<String> = comparison.groups.iter().map(of_group).collect();
+    groups.join("\n")
+}
+
 fn how_to_read(comparison: &Comparison) -> String {
     let n = comparison.seeds.len();
     let varied = if comparison.varies_student {
@@ -53,7 +66,7 @@ fn how_to_read(comparison: &Comparison) -> String {
     ));
     match &comparison.reference {
         Some(reference) => text.push_str(&format!(
-            " The lowest value of a column is **bold** only if the 95 % confidence interval of its difference from \
+            " The lowest value of a column is **bold** only if the 95% confidence interval of its difference from \
              `{reference}` excludes zero (paired by seed; Student's t, n = {n}). If `{reference}` is the lowest, the \
              difference of the next lowest decides. Only the primary comparisons are corrected for their number."
         )),
@@ -91,14 +104,14 @@ fn of_group(group: &Group, reference: Option<&str>) -> Vec<Block> {
     let others = reference.into_iter().chain([EQUAL]);
     for other in others.filter(|other| find(&group.methods, Some(other)).is_some()) {
         let about = format!(
-            "Paired by seed: mean and 95 % confidence interval. Negative values are better than `{other}`."
+            "Paired by seed: mean and 95% confidence interval. Negative values are better than `{other}`."
         );
         let title = format!("Difference from `{other}`");
         section(&title, &about, Some(differences(group, other)));
     }
     if group.methods.len() > 2 {
         let about = "For each measure, the difference from the best other method by its mean, which the cell names. \
-                     Paired by seed: mean and 95 % confidence interval.";
+                     Paired by seed: mean and 95% confidence interval.";
         let title = "Difference from the best of the others";
         section(title, about, Some(from_best(group)));
     }
@@ -245,7 +258,7 @@ fn from_best(group: &Group) -> Table {
 fn tokens(group: &Group) -> Table {
     let of_method = |method: &MethodResult| {
         let shares = method.token_share.values();
-        let shares = shares.map(|share| format!("{:.1} %", 100.0 * share.mean));
+        let shares = shares.map(|share| format!("{:.1}%", 100.0 * share.mean));
         let all = format!("{:.0}", method.tokens.mean);
         row(&method.method, shares.chain([all]))
     };
@@ -290,11 +303,11 @@ fn costs(group: &Group, reference: Option<&str>) -> Table {
         ];
         let more = against.map(|against| {
             let more = method.all_flops() / against.all_flops() - 1.0;
-            format!("{:+.2} %", 100.0 * more)
+            format!("{:+.2}%", 100.0 * more)
         });
         let shares = [&method.mixture_flops_share, &method.mixture_seconds_share];
         let flops = flops.map(|flops| format!("{flops:.3e}"));
-        let shares = shares.map(|share| format!("{:.2} %", 100.0 * share.mean));
+        let shares = shares.map(|share| format!("{:.2}%", 100.0 * share.mean));
         let seconds = format!("{:.0} s", method.seconds.mean);
         let cells = flops.into_iter().chain(more).chain(shares);
         row(&method.method, cells.chain([seconds]))

@@ -1,9 +1,11 @@
-//! The models and the method of a run in words, from its `config.toml`.
+//! The models and the method of a run in words, from its `config.toml` and the changes since its start.
 
 use std::{fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
+
+use crate::overrides::{Assignments, Overrides};
 
 /// A setting that tells a run from others, in words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +21,32 @@ pub struct Fact {
 pub(super) fn read(folder: &Path) -> Vec<Fact> {
     let text = fs::read_to_string(folder.join("config.toml"));
     let settings = text.ok().and_then(|text| text.parse::<Table>().ok());
-    settings.map_or_else(Vec::new, |settings| facts(&settings))
+    let overrides = Overrides::look(folder);
+    // An unreadable file of changes hides no facts.
+    let _ = overrides.reload();
+    settings.map_or_else(Vec::new, |settings| {
+        changed(settings, &overrides.up_to(u64::MAX))
+    })
+}
+
+/// The facts after changes. Says which facts differ from those at the start.
+fn changed(mut settings: Table, changes: &Assignments) -> Vec<Fact> {
+    let at_start = facts(&settings);
+    for (key, value) in changes {
+        let section = key
+            .split_once('.')
+            .and_then(|(section, key)| Some((settings.get_mut(section)?.as_table_mut()?, key)));
+        if let (Some((section, key)), Ok(value)) = (section, Value::try_from(value)) {
+            section.insert(key.to_owned(), value);
+        }
+    }
+    let mut facts = facts(&settings);
+    for (fact, before) in facts.iter_mut().zip(at_start) {
+        if *fact != before {
+            fact.value += " (changed during the run)";
+        }
+    }
+    facts
 }
 
 fn facts(settings: &Table) -> Vec<Fact> {
@@ -148,6 +175,18 @@ fn batch(settings: &Table) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_during_the_run_is_in_its_facts() {
+        let settings = "[optimizer]\nlr = 2e-4\n[mixture]\npolicy = 'kd'\n";
+        let changes = [
+            ("optimizer.lr".to_owned(), 1e-4.into()),
+            ("log.interval_seconds".to_owned(), 3.into()),
+        ];
+        let facts = changed(settings.parse().unwrap(), &changes.into());
+        let values: Vec<&str> = facts.iter().map(|fact| fact.value.as_str()).collect();
+        assert_eq!(values, ["kd", "1e-4, cosine (changed during the run)"]);
+    }
 
     fn of(config: &str) -> Vec<String> {
         let facts = facts(&config.parse().unwrap());

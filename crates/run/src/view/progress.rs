@@ -25,7 +25,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// The phase and its count: `saving a checkpoint: 12 of 48 MB, 25 %`.
+    /// The phase and its count: `saving a checkpoint: 12 of 48 MB, 25%`.
     pub fn count(&self) -> String {
         let Self {
             phase,
@@ -43,7 +43,7 @@ impl Progress {
                     _ => unit,
                 };
                 let percent = (100 * done).checked_div(all).unwrap_or_default().min(100);
-                format!("{phase}: {done} of {all} {unit}, {percent} %")
+                format!("{phase}: {done} of {all} {unit}, {percent}%")
             }
         }
     }
@@ -127,7 +127,7 @@ mod tests {
         };
         assert_eq!(
             progress.line(None),
-            "first evaluation of the student: 31 of 120 documents, 25 %, 17 s elapsed, about 50 s left"
+            "first evaluation of the student: 31 of 120 documents, 25%, 17 s elapsed, about 50 s left"
         );
         assert!(
             progress
@@ -160,6 +160,6 @@ mod tests {
             done: 0,
             ..open
         };
-        assert!(one.to_string().contains("0 of 1 document, 0 %"), "{one}");
+        assert!(one.to_string().contains("0 of 1 document, 0%"), "{one}");
     }
 }

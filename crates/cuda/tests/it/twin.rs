@@ -1,89 +1,15 @@
 //! Runs the kernels on the CPU, compiled as C++: compares them with `ddk-kernel` and with golden values that were
 //! computed in float64 from the formulas.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-use std::{
-    ffi::c_void,
-    fs,
-    path::Path,
-    process::Command,
-    sync::{LazyLock, Mutex},
-};
+use std::ffi::c_void;
 
 use ddk_cuda::{
     Chunk, Dtype, Launch, Norm, NormBackward, Rotation, Source, losses, silu_mul, silu_mul_backward,
 };
 use ddk_kernel::{Divergence, Loss, NormInputs, Values};
-use libloading::{Library, Symbol};
 use serde_json::Value;
 
-/// A source, compiled as C++.
-struct Twin(Library);
-
-impl Twin {
-    fn compile(source: Source) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let (file, library) = (
-            folder.path().join("twin.cpp"),
-            folder.path().join("twin.so"),
-        );
-        let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-        let twins = source
-            .kernels()
-            .iter()
-            .map(|name| format!("TWIN({name})\n"));
-        let text = format!(
-            "#include \"twin.h\"\n{}{}",
-            source.text(),
-            twins.collect::<String>()
-        );
-        fs::write(&file, text).unwrap();
-        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-        // Without it, each fused operation is a call.
-        let fma = std::arch::is_x86_feature_detected!("fma").then_some("-mfma");
-        let output = Command::new(compiler)
-            .args(["-std=c++20", "-O2", "-ffp-contract=off", "-pthread"])
-            .args(fma)
-            .args(["-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"])
-            .arg("-I")
-            .args([&kernels, &file])
-            .arg("-o")
-            .arg(&library)
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        // SAFETY: the library has no initialization that could do harm.
-        Self(unsafe { Library::new(library).unwrap() })
-    }
-
-    fn run(&self, launch: &Launch) {
-        let name = format!("twin_{}", launch.kernel);
-        let places = launch.places();
-        // SAFETY: the signature is that of TWIN, and the arguments are those of the kernel.
-        unsafe {
-            let kernel: Symbol<unsafe extern "C" fn(u32, u32, *const *const c_void)> =
-                self.0.get(name.as_bytes()).unwrap();
-            kernel(launch.blocks, launch.threads, places.as_ptr());
-        }
-    }
-}
-
-static LOSS: LazyLock<Twin> = LazyLock::new(|| Twin::compile(Source::Loss));
-static LAYERS: LazyLock<Twin> = LazyLock::new(|| Twin::compile(Source::Layers));
-
-fn normal(what: &str, count: usize, spread: f64) -> Vec<f32> {
-    let mut rng = ddk_order::stream(7, what, &[count as u64]);
-    let numbers = (0..count).map(|_| spread * ddk_order::standard_normal(&mut rng));
-    numbers.map(|x| x as f32).collect()
-}
-
-/// The twins share static memory between the threads of a block, so only one runs at a time.
-static ONE: Mutex<()> = Mutex::new(());
+use crate::compile::{self, normal};
 
 /// The gradient and the values of a chunk.
 type Computed = (Vec<f32>, Vec<Values>);
@@ -133,8 +59,7 @@ impl Case {
             columns: self.columns as i32,
             teacher_ce,
         };
-        let _one = ONE.lock();
-        LOSS.run(&losses(&chunk, loss));
+        compile::run(Source::Loss, &losses(&chunk, loss));
         (gradient, values)
     }
 
@@ -257,7 +182,7 @@ fn padding_columns_change_no_loss() {
 
 #[test]
 fn golden_values_are_met() {
-    let goldens = include_str!("../../objective/tests/goldens.json");
+    let goldens = include_str!("../../../objective/tests/goldens.json");
     let goldens: Value = serde_json::from_str(goldens).unwrap();
     let numbers = |value: &Value| -> Vec<f64> {
         let all = value.as_array().unwrap().iter();
@@ -387,8 +312,7 @@ fn from_bf16(bits: u16) -> f32 {
 }
 
 fn run(launch: &Launch) {
-    let _one = ONE.lock();
-    LAYERS.run(launch);
+    compile::run(Source::Layers, launch);
 }
 
 const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
