@@ -11,8 +11,6 @@ use super::entry::Entry;
 
 /// Returns patterns that select exactly these of an entry's files.
 pub(super) fn patterns(entry: &Entry, files: &[&Detected]) -> Vec<String> {
-    let path = |file: &&Detected| file.path.display().to_string();
-    let paths = |files: &[&Detected]| -> Vec<String> { files.iter().map(path).collect() };
     if entry.is_of_hub {
         return vec![entry.path.display().to_string()];
     }
@@ -53,7 +51,9 @@ pub(super) fn patterns(entry: &Entry, files: &[&Detected]) -> Vec<String> {
     }
     // The shorter list.
     if others.len() < files.len() {
-        let left_out = others.iter().map(|file| format!("!{}", path(file)));
+        let left_out = others
+            .iter()
+            .map(|file| format!("!{}", file.path.display()));
         return std::iter::once(folder).chain(left_out).collect();
     }
     paths(files)
@@ -63,10 +63,7 @@ pub(super) fn patterns(entry: &Entry, files: &[&Detected]) -> Vec<String> {
 fn documents(folder: &str, files: &[&Detected], beside: &[PathBuf]) -> Vec<String> {
     let endings: BTreeSet<String> = files.iter().map(|file| ending_of(file)).collect();
     if endings.contains("") || folder.contains(['*', '?', '[', ']']) {
-        return files
-            .iter()
-            .map(|file| file.path.display().to_string())
-            .collect();
+        return paths(files);
     }
     let is_selected = |path: &&PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -76,6 +73,11 @@ fn documents(folder: &str, files: &[&Detected], beside: &[PathBuf]) -> Vec<Strin
     let others = beside.iter().filter(is_selected);
     let others = others.map(|path| format!("!{}", path.display()));
     globs.chain(others).collect()
+}
+
+fn paths(files: &[&Detected]) -> Vec<String> {
+    let path = |file: &&Detected| file.path.display().to_string();
+    files.iter().map(path).collect()
 }
 
 /// The part of a file's name after its stem: `.txt.gz`.

@@ -143,7 +143,7 @@ impl Driver {
     /// Returns the context that is current on the calling thread.
     ///
     /// # Errors
-    /// If there is none, or if the driver fails.
+    /// If no context is current, or if the driver fails.
     pub fn context(&self) -> Result<Context, CudaError> {
         let (mut handle, mut device) = (ptr::null_mut(), 0);
         let subject = || "the current context".to_owned();
@@ -310,7 +310,7 @@ impl Driver {
     fn error(&self, function: &'static str, subject: String, code: Code) -> CudaError {
         let text = |describe: Describe, otherwise: &str| {
             let mut text = ptr::null();
-            // SAFETY: `text` is a place for a string. The driver's strings are static, and null is none.
+            // SAFETY: `text` is a place for a string. The driver's strings are static. Null stands for no text.
             unsafe {
                 match describe(code, &raw mut text) {
                     SUCCESS if !text.is_null() => {

@@ -42,7 +42,7 @@ pub(crate) fn to_keep(asked: Option<u64>, student: &Path, all: usize) -> Result<
         prefix.map(|prefix| format!("{prefix}{count}-layers"))
     };
     if all < 2 {
-        let what = "the teacher has one layer: there is none to leave out";
+        let what = "the teacher has only one layer, so `ddk shrink` cannot leave one out";
         return Err(anyhow!(what)).usage();
     }
     if count >= all {
@@ -119,7 +119,7 @@ mod tests {
             (Some(12), &*planned, 28, of_other),
             (None, &planned, 8, "folder models/qwen-4-layers"),
             (Some(28), other, 28, "a number from 1 to 27"),
-            (None, other, 1, "there is none to leave out"),
+            (None, other, 1, "the teacher has only one layer"),
         ] {
             let text = crate::hint::render(&to_keep(asked, student, all).unwrap_err());
             assert!(text.contains(hint), "{text}");

@@ -142,8 +142,8 @@ impl Session {
         })
     }
 
-    /// Says where the live page is, or why there is none, unless it was said. Call it once the settings have proved
-    /// usable.
+    /// Prints the address of the live page, or why it is missing. Later calls print nothing. Call it when the settings
+    /// have proved usable.
     pub(super) fn announce(&self) {
         if let Some(announcement) = self.announcement.lock().take() {
             say(&announcement);
